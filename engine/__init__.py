@@ -1,0 +1,1 @@
+"""The cluster itself: hostfile, backends, launch, world, cells, models. No UI, no server."""

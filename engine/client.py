@@ -1,0 +1,214 @@
+"""The line to the ranks: requests, replies and output, over ipyparallel's sockets.
+
+This is the only module that touches ipyparallel's private API (`ipyparallel.client.client.Client`:
+`_dispatch_reply`, `_dispatch_single_reply`, `_dispatch_iopub`, `_registration_callbacks`,
+`_mux_stream`, `_control_stream`, `_io_loop`, `_engines`). It sends macluster's own messages beside
+ipyparallel's, because `execute_request` costs each rank four more messages and a full pass through
+ipykernel's request handling; both go through the same authenticated sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Literal
+
+import attrs
+import ipyparallel
+from ipyparallel.client.client import unpack_message
+
+from .errors import RankDied
+
+Message = dict[str, Any]
+Channel = Literal["shell", "control"]
+
+PREFIX = "macluster_"
+
+
+@attrs.frozen
+class Reply:
+    """A rank's answer: JSON `content` and raw `buffers`."""
+
+    rank: int
+    content: dict[str, Any]
+    buffers: list[memoryview] = attrs.field(factory=list)
+
+
+@attrs.define(eq=False)
+class Request:
+    """One message under way to one rank.
+
+    `future` resolves to a Reply once the rank has answered and all of the output that it says it
+    sent has arrived, or to RankDied.
+    """
+
+    rank: int
+    msg_id: str
+    on_output: Callable[[int, Message], None] | None
+    future: Future[Reply]
+    reply: Reply | None = None
+    outputs: int = 0
+
+    def settle(self) -> bool:
+        """Resolve when the reply and all of its output are here. True when it is resolved."""
+        if self.reply is None or self.outputs < self.reply.content.get("outputs", 0):
+            return False
+        if not self.future.done():
+            self.future.set_result(self.reply)
+        return True
+
+
+class RankClient(ipyparallel.Client):
+    """An ipyparallel client whose engines are ranks."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # The base class starts its IO thread inside __init__.
+        self._requests: dict[str, Request] = {}
+        self._requests_lock = threading.Lock()
+        self._departed: dict[int, str] = {}
+        super().__init__(*args, **kwargs)
+        self._registration_callbacks.append(self._on_registration)
+
+    # -- sending ---------------------------------------------------------------------------
+
+    def request(
+        self,
+        ranks: Sequence[int],
+        kind: str,
+        content: Mapping[str, Any],
+        *,
+        buffers: Sequence[Any] = (),
+        each: Callable[[int], Mapping[str, Any]] | None = None,
+        channel: Channel = "shell",
+        on_output: Callable[[int, Message], None] | None = None,
+    ) -> list[Future[Reply]]:
+        """Send one request to each of `ranks` and return a future for each reply, in that order.
+
+        `each(rank)` gives content that differs between ranks. `on_output(rank, message)` is
+        called in the IO thread for every output message of the request. A rank that is dead, or
+        dies before it answers, resolves its future with RankDied.
+        """
+        stream = self._mux_stream if channel == "shell" else self._control_stream
+        prepared: list[tuple[Request, Message, bytes]] = []
+        futures: list[Future[Reply]] = []
+        for rank in ranks:
+            future: Future[Reply] = Future()
+            futures.append(future)
+            uuid = self._engines.get(rank)
+            if uuid is None:
+                future.set_exception(self._death(rank))
+                continue
+            body = {**content, **each(rank)} if each else dict(content)
+            message = self.session.msg(PREFIX + kind + "_request", body)
+            request = Request(rank, message["header"]["msg_id"], on_output, future)
+            with self._requests_lock:
+                self._requests[request.msg_id] = request
+            prepared.append((request, message, uuid.encode()))
+
+        def send() -> None:
+            for _, message, ident in prepared:
+                self.session.send(stream, message, ident=ident, buffers=list(buffers) or None)
+
+        self._io_loop.add_callback(send)
+        # A rank that left between the look-up above and here has had its notification already.
+        for request, _, _ in prepared:
+            if request.rank not in self._engines:
+                self._fail(request, self._death(request.rank))
+        return futures
+
+    # -- receiving (IO thread) -------------------------------------------------------------
+
+    @unpack_message
+    def _dispatch_reply(self, msg: Message) -> None:
+        if not self._take_reply(msg):
+            super()._dispatch_reply.__wrapped__(self, msg)
+
+    @unpack_message
+    def _dispatch_single_reply(self, msg: Message) -> None:
+        if not self._take_reply(msg):
+            super()._dispatch_single_reply.__wrapped__(self, msg)
+
+    @unpack_message
+    def _dispatch_iopub(self, msg: Message) -> None:
+        parent_id = (msg["parent_header"] or {}).get("msg_id", "")
+        request = self._requests.get(parent_id)
+        if request is None:
+            if not msg["parent_header"].get("msg_type", "").startswith(PREFIX):
+                super()._dispatch_iopub.__wrapped__(self, msg)
+            return
+        request.outputs += 1
+        if request.on_output is not None:
+            request.on_output(request.rank, msg)
+        if request.settle():
+            self._forget(request)
+
+    def _take_reply(self, msg: Message) -> bool:
+        request = self._requests.get(msg["parent_header"].get("msg_id", ""))
+        if request is None:
+            return False
+        buffers = [memoryview(buffer) for buffer in msg["buffers"]]
+        request.reply = Reply(request.rank, msg["content"], buffers)
+        if request.settle():
+            self._forget(request)
+        return True
+
+    def _forget(self, request: Request) -> None:
+        with self._requests_lock:
+            self._requests.pop(request.msg_id, None)
+
+    async def until(self, condition: Callable[[set[int]], bool], timeout: float) -> bool:
+        """Wait until `condition` holds for the set of registered ranks. False after `timeout`."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def notice(_: Mapping[str, Any]) -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        self._registration_callbacks.append(notice)
+        deadline = loop.time() + timeout
+        try:
+            while not condition(set(self.ids)):
+                changed.clear()
+                left = deadline - loop.time()
+                if left <= 0:
+                    return False
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(changed.wait(), left)
+            return True
+        finally:
+            self._registration_callbacks.remove(notice)
+
+    # -- deaths ----------------------------------------------------------------------------
+
+    def _on_registration(self, event: Mapping[str, Any]) -> None:
+        rank = int(event["id"])
+        if event["event"] == "register":
+            self._departed.pop(rank, None)
+            return
+        self._departed[rank] = event.get("uuid", "")
+        with self._requests_lock:
+            stranded = [r for r in self._requests.values() if r.rank == rank]
+        for request in stranded:
+            self._fail(request, self._death(rank))
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        self._forget(request)
+        if not request.future.done():
+            request.future.set_exception(error)
+
+    def _death(self, rank: int) -> RankDied:
+        what = f"Rank {rank} died." if rank in self._departed else f"There is no rank {rank}."
+        return RankDied(
+            what,
+            why="its process ended: out of memory, a crash in native code, or a signal",
+            do="`%cluster status` shows its last output; `%cluster restart` starts all ranks anew",
+        )
+
+    def close(self, linger: int | None = None) -> None:
+        super().close(linger=linger)
+        with self._requests_lock:
+            pending = list(self._requests.values())
+        for request in pending:
+            self._fail(request, RankDied("The connection to the cluster was closed."))

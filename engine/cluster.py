@@ -1,0 +1,435 @@
+"""`Cluster`: a controller and the ranks of one world, on ipyparallel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Callable, Mapping
+from logging import Logger, getLogger
+from pathlib import Path
+from typing import Any
+
+import attrs
+import ipyparallel
+from IPython.paths import get_ipython_dir
+from traitlets import Dict, Integer, Unicode, default
+from traitlets.config import Config
+
+from . import backends
+from .client import RankClient
+from .errors import ClusterExists, ClusterNotFound, MaclusterError, StartError, UsageError
+from .guardian import Guardian
+from .hostfile import Hostfile
+from .launch import CONTROLLER_ARGUMENTS, ControllerLauncher, RankSetLauncher
+from .world import World
+
+Progress = Callable[[str], None]
+
+DEFAULT_NAME = "macluster"
+START_TIMEOUT = 120.0  # seconds until every rank must have registered
+
+
+def silent(step: str) -> None:
+    """The progress callback that says nothing."""
+
+
+@attrs.frozen
+class Listing:
+    """One line of `Cluster.running`."""
+
+    name: str
+    size: int
+    backend: str
+    owner_pid: int
+    cluster_file: str
+
+
+class Cluster(ipyparallel.Cluster):
+    """A controller and one rank per entry of a hostfile.
+
+    >>> with Cluster(2) as world:
+    ...     world.run("rprint(mx.distributed.all_sum(mx.array(1)).item())").result()
+
+    Every coroutine method has a blocking twin with `_sync` at the end of its name.
+
+    Parameters
+    ----------
+    hosts
+        A number of ranks on this machine, the path of a hostfile, or a `Hostfile`.
+    backend
+        `"jaccl"`, `"jaccl-ring"`, `"ring"`, `"mpi"` or `"nccl"`; chosen with a reason by default.
+    env
+        Variables for every rank, beside those of the hostfile.
+    name
+        What `connect` and `%cluster connect` find the cluster by.
+
+    Raises HostfileError, BackendError or UsageError when these do not fit together.
+    """
+
+    # `to_dict` writes these to the cluster file, so that another process can restart the ranks.
+    backend = Unicode(help="The name of MLX's collective backend.").tag(to_dict=True)
+    backend_reason = Unicode(help="Why that backend.").tag(to_dict=True)
+    hostfile = Dict(help="The hostfile, as JSON.").tag(to_dict=True)
+    user_env = Dict(help="Variables for every rank.").tag(to_dict=True)
+    owner_pid = Integer(0, help="The process that ends the cluster when it ends.").tag(to_dict=True)
+
+    def __init__(
+        self,
+        hosts: int | str | Path | Hostfile | None = None,
+        *,
+        backend: str | None = None,
+        env: Mapping[str, str] | None = None,
+        name: str | None = None,
+        **traits: Any,
+    ) -> None:
+        traits.setdefault("engines", RankSetLauncher)
+        traits.setdefault("controller", ControllerLauncher)
+        if name is not None:
+            traits.setdefault("cluster_id", name)
+        # Without a parent: a notebook's own configuration must not reach the ranks.
+        super().__init__(parent=None, config=Config(), **traits)
+        self.world: World | None = None
+        self.rank_connection: dict[str, Any] = {}  # the controller's address and key
+        self._guardian: Guardian | None = None
+        if hosts is not None:
+            hostfile = as_hostfile(hosts)
+            choice = backends.choose(hostfile, backend)
+            self.backend, self.backend_reason = choice.backend.name, choice.reason
+            self.hostfile = hostfile.to_json()
+            self.user_env = dict(env or {})
+            self.n = len(hostfile)
+
+    # ipyparallel's defaults that do not fit: its own log prints to the notebook, its pause before
+    # the ranks start is not needed, and its profile folder may be readable by others.
+    delay = 0.0
+    load_profile = False
+    send_engines_connection_env = False
+
+    @default("cluster_id")
+    def _default_cluster_id(self) -> str:
+        return DEFAULT_NAME
+
+    @default("profile_dir")
+    def _default_profile_dir(self) -> str:
+        return str(profile_dir())
+
+    @default("log")
+    def _default_log(self) -> Logger:
+        log = getLogger(f"macluster.{self.cluster_id}")
+        log.setLevel("ERROR")
+        return log
+
+    @default("controller_args")
+    def _default_controller_args(self) -> list[str]:
+        return [
+            *CONTROLLER_ARGUMENTS,
+            f"--profile-dir={self.profile_dir}",
+            f"--cluster-id={self.cluster_id}",
+        ]
+
+    @property
+    def hosts(self) -> Hostfile:
+        return Hostfile.from_json(self.hostfile)
+
+    @property
+    def name(self) -> str:
+        return str(self.cluster_id)
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def start(self, progress: Progress = silent) -> World:
+        """Start the controller and the ranks, form the world, and return it.
+
+        Calls `progress` with a few words at each step. When anything fails, nothing is left
+        running. Raises ClusterExists, StartError, or what the backend's checks raise.
+        """
+        if self.world is not None:
+            raise ClusterExists(
+                f"This cluster runs already: {self.world!r}.",
+                why="start was called a second time",
+                do="use its `world`, or `restart`",
+            )
+        if not self.hostfile:
+            raise UsageError(
+                "This cluster has no ranks.",
+                why="no hosts were given",
+                do="Cluster(2).start_sync()",
+            )
+        self._claim_name()
+        self.owner_pid = os.getpid()
+        self._guardian = Guardian()
+        self._guardian.tell(files=self._files())
+        try:
+            return await self._start(progress)
+        except BaseException as error:
+            report = self._last_words()
+            await self.stop()
+            if isinstance(error, MaclusterError) or not isinstance(error, Exception):
+                if isinstance(error, MaclusterError) and report and report not in str(error):
+                    error.why += f"\n{report}"
+                raise
+            raise StartError(
+                f"The cluster {self.name!r} did not start: {type(error).__name__}: {error}",
+                why=report or "see the error that caused this one, above",
+                do="%cluster start 2 on this machine shows whether the installation works",
+            ) from error
+
+    async def _start(self, progress: Progress) -> World:
+        by_launcher = backends.get(self.backend).command(self.hosts) is not None
+        progress(f"starting {self.n} ranks on {self.backend} ({self.backend_reason})")
+        if not by_launcher:
+            # The ranks import their libraries while the controller comes up.
+            await self.start_engines(self.n)
+        await self.start_controller()
+        self.guard(self.controller.pid)
+        self.rank_connection = (await self.controller.get_connection_info())["engine"]
+        if by_launcher:
+            await self.start_engines(self.n)
+        self.engine_set.give_orders()
+        progress("waiting for the ranks")
+        client = await self.connect_client()
+        self.world = World(self, client)
+        await self._wait_for_ranks(progress)
+        progress("forming the world")
+        await self.world.form()
+        self.update_cluster_file()
+        progress(f"{self.n} ranks on {self.backend} are ready")
+        return self.world
+
+    async def connect_client(self, **options: Any) -> RankClient:
+        """A client of the running controller, without any files left to read."""
+        connection = await self.controller.get_connection_info()
+
+        def connect() -> RankClient:
+            return RankClient(
+                connection["client"],
+                cluster=self,
+                profile_dir=self.profile_dir,
+                cluster_id=self.cluster_id,
+                **options,
+            )
+
+        return await asyncio.to_thread(connect)
+
+    async def _wait_for_ranks(self, progress: Progress) -> None:
+        """Until every rank is registered under its own number. Raises StartError."""
+        assert self.world is not None
+        client, wanted = self.world.client, set(range(self.n))
+        loop = asyncio.get_running_loop()
+        deadline, seen = loop.time() + START_TIMEOUT, 0
+        while not wanted <= set(client.ids):
+            # A look at the processes every now and then: one that dies early never registers.
+            await client.until(lambda here: len(here) > seen, timeout=0.1)  # noqa: B023
+            if len(client.ids) > seen:
+                seen = len(client.ids)
+                progress(f"{seen} of {self.n} ranks are here")
+            gone = sorted(int(rank) for rank in self.engine_set.stop_data.get("engines", {}))
+            if gone:
+                raise StartError(
+                    f"Rank {gone[0]} ended while it started.",
+                    why=self._last_words() or "it printed nothing before it ended",
+                    do="correct what its last lines complain about;\n"
+                    "`python -m macluster.engine.rank </dev/null` shows whether a rank can start",
+                )
+            if loop.time() > deadline:
+                missing = sorted(wanted - set(client.ids))
+                raise StartError(
+                    f"Rank {missing[0]} did not register within {START_TIMEOUT:.0f} s.",
+                    why=self.last_words(missing[0])
+                    or "it printed nothing; the machine may be overloaded",
+                    do="try fewer ranks: %cluster start 2",
+                )
+        strangers = sorted(set(client.ids) - wanted)
+        if strangers:
+            raise StartError(
+                f"Engines {strangers} registered beside the {self.n} ranks.",
+                why="a rank was given a number that is not its own, or another cluster has this name",
+                do="%cluster stop, then %cluster start with another --name",
+            )
+
+    async def stop(self) -> None:
+        """End the ranks and the controller, and remove every file of the cluster."""
+        world, self.world = self.world, None
+        if world is not None:
+            await asyncio.to_thread(world.client.close, 0)
+        # The ranks first: each one's nanny reports to the controller, and lingers without it.
+        await self.stop_engines()
+        await self.stop_controller()
+        for path in self._files():
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
+        if self._guardian is not None:
+            guardian, self._guardian = self._guardian, None
+            await asyncio.to_thread(guardian.disarm)
+
+    async def restart(self, progress: Progress = silent) -> World:
+        """Kill all ranks and start them anew, on the same controller. Variables are lost."""
+        if self.world is None:
+            return await self.start(progress)
+        progress("ending the ranks")
+        await self.restart_ranks(progress)
+        return self.world
+
+    async def restart_ranks(self, progress: Progress = silent) -> None:
+        """The part of `restart` that the world itself uses after a failure."""
+        assert self.world is not None
+        client = self.world.client
+        await self.stop_engines()
+        # A number is given again only when its last owner is gone.
+        await client.until(lambda here: not here, timeout=10)
+        self.rank_connection = (await self.controller.get_connection_info())["engine"]
+        await self.start_engines(self.n)
+        self.engine_set.give_orders()
+        await self._wait_for_ranks(progress)
+        await self.world.form()
+        self.update_cluster_file()
+        progress(f"{self.n} ranks on {self.backend} are ready")
+
+    # -- other processes -----------------------------------------------------------------------
+
+    @classmethod
+    def connect(cls, name: str = DEFAULT_NAME) -> Cluster:
+        """Attach to a running cluster of this user by name; its `world` can run cells at once.
+
+        Raises ClusterNotFound.
+        """
+        path = _cluster_file(name)
+        if not path.exists() or not _alive(path):
+            running = ", ".join(listing.name for listing in cls.running()) or "none"
+            raise ClusterNotFound(
+                f"No cluster named {name!r} runs.",
+                why=f"it was stopped, never started, or has another name; running: {running}",
+                do=f"%cluster start 2 --name {name}",
+            )
+        cluster: Cluster = cls.from_file(str(path))
+        cluster.world = World(cluster, cluster.connect_client_sync())
+        return cluster
+
+    @classmethod
+    async def connect_async(cls, name: str = DEFAULT_NAME) -> Cluster:
+        """`connect`, for a program with an event loop."""
+        return await asyncio.to_thread(cls.connect, name)
+
+    @classmethod
+    def running(cls) -> list[Listing]:
+        """The running clusters of this user, by name."""
+        found = []
+        for path in sorted((profile_dir() / "security").glob("cluster-*.json")):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                if _alive(path):
+                    facts = json.loads(path.read_text())["cluster"]
+                    found.append(
+                        Listing(
+                            facts["cluster_id"],
+                            facts["n"],
+                            facts["backend"],
+                            facts["owner_pid"],
+                            str(path),
+                        )
+                    )
+        return found
+
+    def disconnect(self) -> None:
+        """Let go of a cluster that another process owns."""
+        world, self.world = self.world, None
+        if world is not None:
+            world.client.close(linger=0)
+
+    async def __aenter__(self) -> World:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def __enter__(self) -> World:
+        world: World = self.start_sync()
+        return world
+
+    def __exit__(self, *_: object) -> None:
+        self.stop_sync()
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def guard(self, pid: int) -> None:
+        """Have a child process ended if this process is killed."""
+        if self._guardian is not None:
+            self._guardian.tell(leaders=[pid])
+
+    def _synchronize(self, async_f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # Always in the same thread: the launchers report the end of a process to the loop that
+        # started it, and a loop per call would be closed by then.
+        return self._in_thread(async_f, *args, **kwargs)
+
+    def _files(self) -> list[str]:
+        security = Path(self.profile_dir) / "security"
+        kinds = [f"ipcontroller-{self.cluster_id}-{kind}.json" for kind in ("client", "engine")]
+        return [str(self.cluster_file), *(str(security / name) for name in kinds)]
+
+    def _claim_name(self) -> None:
+        """Raise ClusterExists when the name is taken; clear away what a dead cluster left."""
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise UsageError(
+                f"{self.name!r} cannot be the name of a cluster.",
+                why="the name becomes part of a file name",
+                do="use letters, digits and dashes",
+            )
+        for listing in self.running():
+            if listing.name == self.name:
+                raise ClusterExists(
+                    f"A cluster named {self.name!r} runs already "
+                    f"({listing.size} ranks on {listing.backend}, process {listing.owner_pid}).",
+                    why="another notebook of yours started it, or this one did before",
+                    do=f"%cluster connect {self.name}, or %cluster start N --name another-name",
+                )
+        folder = Path(self.profile_dir)
+        for each in (folder, folder / "security", folder / "log"):
+            each.mkdir(parents=True, exist_ok=True)
+            each.chmod(stat.S_IRWXU)
+        for path in self._files():
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
+
+    def last_words(self, rank: int) -> str:
+        """The end of what a rank's process printed outside of any cell, or ""."""
+        return str(self.engine_set.last_output(rank)) if self.engine_set else ""
+
+    def _last_words(self) -> str:
+        """The last output of the ranks that ended, for a report."""
+        ended = sorted(self.engine_set.stop_data.get("engines", {})) if self.engine_set else []
+        said = {rank: self.last_words(int(rank)) for rank in ended[:2]}
+        return "\n".join(
+            f"the last output of rank {r}:\n{text}" for r, text in said.items() if text
+        )
+
+
+def as_hostfile(hosts: int | str | Path | Hostfile) -> Hostfile:
+    """A Hostfile from a number of local ranks, a path, or itself."""
+    if isinstance(hosts, Hostfile):
+        return hosts
+    if isinstance(hosts, int):
+        return Hostfile.local(hosts)
+    return Hostfile.load(hosts)
+
+
+def profile_dir() -> Path:
+    """The folder, private to the user, that keeps the files of the running clusters."""
+    return Path(get_ipython_dir()) / "profile_macluster"
+
+
+def _cluster_file(name: str) -> Path:
+    return profile_dir() / "security" / f"cluster-{name}.json"
+
+
+def _alive(path: Path) -> bool:
+    """True when the controller of a cluster file still runs."""
+    import psutil
+
+    try:
+        state = json.loads(path.read_text())["controller"]["state"]
+        process = psutil.Process(state["pid"])
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return False

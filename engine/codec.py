@@ -1,0 +1,118 @@
+"""Values on the wire: numpy and MLX arrays as raw buffers, everything else pickled.
+
+A pickled value carries its SHA-256 in the message's signed content and is only unpickled after the
+digest agrees, because the signature of a message does not cover its buffers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import TransferError
+
+# MLX types that neither numpy nor the buffer protocol knows travel as these.
+_CARRIER = {"bfloat16": "uint16"}
+
+
+def is_mlx_array(value: object) -> bool:
+    """True for an `mx.array`; does not import MLX."""
+    core = sys.modules.get("mlx.core")
+    return core is not None and isinstance(value, core.array)
+
+
+def is_numpy_array(value: object) -> bool:
+    """True for a `numpy.ndarray` of plain values; does not import numpy."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray) and not value.dtype.hasobject
+
+
+def describe(value: object) -> dict[str, Any]:
+    """{"type", "shape", "dtype", "bytes"} of a value, without evaluating or copying it.
+
+    `shape` and `dtype` are None unless it is an array; `bytes` is the array's size, or None.
+    """
+    row: dict[str, Any] = {"type": type(value).__name__, "shape": None, "dtype": None}
+    row["bytes"] = None
+    if is_mlx_array(value) or is_numpy_array(value):
+        row["type"] = "mx.array" if is_mlx_array(value) else "ndarray"
+        row["shape"] = list(value.shape)  # type: ignore[attr-defined]
+        row["dtype"] = str(value.dtype).removeprefix("mlx.core.")  # type: ignore[attr-defined]
+        row["bytes"] = int(value.nbytes)  # type: ignore[attr-defined]
+    elif isinstance(value, (str, bytes, bytearray, memoryview)):
+        row["bytes"] = len(value)
+    return row
+
+
+def encode(value: Any) -> tuple[dict[str, Any], list[Any]]:
+    """The JSON description and the buffers of a value. Raises TransferError."""
+    if is_numpy_array(value):
+        import numpy as np
+
+        data = np.ascontiguousarray(value)
+        spec = {"kind": "numpy", "dtype": data.dtype.str, "shape": list(value.shape)}
+        return spec, [data.reshape(-1).view(np.uint8).data if data.size else b""]
+    if is_mlx_array(value):
+        return _encode_mlx(value)
+    try:
+        payload = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        raise TransferError(
+            f"A {type(value).__name__} cannot be sent: {error}",
+            why="it holds something that only exists in its own process, such as an open file, "
+            "a lock or a lambda",
+            do="send arrays and plain values, and build the object where it is used",
+        ) from None
+    return {"kind": "pickle", "sha256": hashlib.sha256(payload).hexdigest()}, [payload]
+
+
+def decode(spec: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
+    """The value that `encode` described. Raises TransferError when it was altered on the way."""
+    if spec["kind"] == "numpy":
+        return _numpy(spec["dtype"], spec["shape"], buffers[0])
+    if spec["kind"] == "mlx":
+        return _decode_mlx(spec, buffers[0])
+    payload = bytes(buffers[0])
+    if hashlib.sha256(payload).hexdigest() != spec["sha256"]:
+        raise TransferError(
+            "A value arrived altered and was not unpickled.",
+            why="its SHA-256 differs from the one in the signed message",
+            do="send it again; if it happens again, something between the processes changes data",
+        )
+    return pickle.loads(payload)
+
+
+def _numpy(dtype: str, shape: Sequence[int], buffer: memoryview) -> Any:
+    import numpy as np
+
+    # A copy: the message's memory is read-only, and a user's array should not be.
+    return np.frombuffer(buffer, dtype=np.dtype(dtype)).reshape(tuple(shape)).copy()
+
+
+def _encode_mlx(value: Any) -> tuple[dict[str, Any], list[Any]]:
+    import mlx.core as mx
+    import numpy as np
+
+    name = str(value.dtype).removeprefix("mlx.core.")
+    spec = {"kind": "mlx", "dtype": name, "shape": list(value.shape)}
+    carrier = _CARRIER.get(name)
+    plain = value if carrier is None else value.view(getattr(mx, carrier))
+    data = np.ascontiguousarray(np.array(plain, copy=False))
+    return spec, [data.reshape(-1).view(np.uint8).data if data.size else b""]
+
+
+def _decode_mlx(spec: Mapping[str, Any], buffer: memoryview) -> Any:
+    import mlx.core as mx
+    import numpy as np
+
+    carrier = _CARRIER.get(spec["dtype"])
+    plain = mx.array(_numpy(np.dtype(carrier or _numpy_name(spec["dtype"])).str, [-1], buffer))
+    typed = plain.view(getattr(mx, spec["dtype"])) if carrier else plain
+    return typed.reshape(spec["shape"])
+
+
+def _numpy_name(mlx_name: str) -> str:
+    return "bool" if mlx_name == "bool_" else mlx_name

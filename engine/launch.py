@@ -1,0 +1,235 @@
+"""Start and stop the processes of a cluster: the controller and the ranks.
+
+These are ipyparallel launchers. They stay import-light (no MLX), because ipyparallel imports every
+registered launcher whenever it builds a cluster. `RankSetLauncher.launcher_for` is the seam for
+other machines: it says which launcher starts the ranks of a host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from signal import SIGKILL, SIGTERM
+from subprocess import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
+from typing import IO, Any
+
+import psutil
+from ipyparallel.cluster.launcher import (
+    LocalControllerLauncher,
+    LocalEngineLauncher,
+    LocalEngineSetLauncher,
+    LocalProcessLauncher,
+)
+from traitlets import Float
+
+from . import backends
+from .errors import BackendError
+from .hostfile import Host
+
+# A rank leaves when it has not heard from the controller for about this many beats.
+HEARTBEAT_MS = 200
+MISSED_BEATS = 25
+NANNY_GRACE = 0.3  # seconds
+
+RANK_COMMAND = [sys.executable, "-m", "macluster.engine.rank"]
+RANK_ARGUMENTS = [
+    "--log-level=WARN",
+    "--IPEngine.max_heartbeat_misses=10",
+    "--IPEngine.timeout=30",
+    "--HistoryManager.enabled=False",
+    "--InteractiveShellApp.exec_PYTHONSTARTUP=False",
+]
+CONTROLLER_ARGUMENTS = [
+    "--nodb",
+    "--usethreads",
+    "--log-level=WARN",
+    f"--HeartMonitor.period={HEARTBEAT_MS}",
+    f"--HeartMonitor.max_heartmonitor_misses={MISSED_BEATS}",
+    "--IPController.registration_timeout=5",
+    "--IPController.broadcast_scheduler_depth=0",
+]
+
+
+async def end_tree(root: LocalProcessLauncher, grace: float) -> None:
+    """SIGTERM a process, then SIGKILL it and all of its descendants after `grace` seconds.
+
+    ipyparallel's own `stop` waits for one process after the other, and leaves the children of a
+    controller behind when that is stopped while it starts.
+    """
+    family: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        family = [root.process, *root.process.children(recursive=True)]
+    with contextlib.suppress(psutil.Error):
+        root.process.send_signal(SIGTERM)
+    await asyncio.to_thread(psutil.wait_procs, family[:1], timeout=grace)
+    # A nanny reports the end of its rank at once, but may take seconds to leave.
+    _, alive = await asyncio.to_thread(psutil.wait_procs, family, timeout=NANNY_GRACE)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(SIGKILL)
+    await asyncio.to_thread(psutil.wait_procs, alive, timeout=10)
+    if root._popen_process is not None:
+        with contextlib.suppress(TimeoutExpired):
+            root._popen_process.wait(timeout=10)
+    root.notify_stop({"exit_code": None, "pid": root.pid, "identifier": root.identifier})
+
+
+class ControllerLauncher(LocalControllerLauncher):
+    """The controller, as a child process that is stopped with all of its children."""
+
+    async def get_connection_info(self, timeout: float | None = None) -> dict[str, Any]:
+        paths = list(self.connection_files.values())
+        deadline = asyncio.get_running_loop().time() + (timeout or self.connection_info_timeout)
+        while not all(_complete(path) for path in paths):
+            if self.poll() is not None or asyncio.get_running_loop().time() > deadline:
+                raise TimeoutError("the controller wrote no connection file")
+            await asyncio.sleep(0.02)
+        return {kind: json.loads(_read(path)) for kind, path in self.connection_files.items()}
+
+    async def stop(self) -> None:
+        await end_tree(self, grace=2.0)
+        for path in self.connection_files.values():
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
+def _complete(path: str) -> bool:
+    try:
+        json.loads(_read(path))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+class RankLauncher(LocalEngineLauncher):
+    """One child process that becomes a rank when it is given its orders on standard input."""
+
+    term_grace = Float(2.0, help="seconds between SIGTERM and SIGKILL")
+    _orders: IO[bytes] | None = None
+
+    def find_args(self) -> list[str]:
+        return list(self.engine_cmd)
+
+    def start(self) -> int:
+        with open(self.output_file, "ab") as log:
+            process = self._popen_process = Popen(
+                self.args,
+                # With a launcher of its own, a backend carries the orders in the environment.
+                stdin=DEVNULL if "MACLUSTER_ORDERS" in self.environment else PIPE,
+                stdout=log,
+                stderr=STDOUT,
+                env={**os.environ, **self.get_env()},
+                cwd=self.work_dir,
+                start_new_session=True,
+            )
+        self._orders = process.stdin
+        self.pid = process.pid
+        self.process = psutil.Process(process.pid)
+        self.notify_start(process.pid)
+        self._start_waiting()
+        return process.pid
+
+    def give_orders(self, orders: Mapping[str, Any]) -> None:
+        """Send the rank its orders. One that died before it got them is noticed by its exit."""
+        if self._orders is None:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            self._orders.write(json.dumps(orders).encode() + b"\n")
+            self._orders.close()
+        self._orders = None
+
+    async def stop(self) -> None:
+        if self.state != "after":
+            await end_tree(self, self.term_grace)
+
+    def get_output(self, remove: bool = False) -> str:
+        # The log stays until the cluster is stopped: `%cluster status` shows what a dead rank said.
+        try:
+            with open(self.output_file, errors="replace") as file:
+                return file.read()
+        except OSError:
+            return ""
+
+
+class RankSetLauncher(LocalEngineSetLauncher):
+    """All ranks of a world. `parent` is the `Cluster` that says which host each rank is on."""
+
+    launcher_class = RankLauncher
+
+    def launcher_for(self, host: Host) -> type[RankLauncher]:
+        """The launcher of a host's ranks. Raises BackendError for a host that has none."""
+        if host.is_local:
+            return RankLauncher
+        raise BackendError(
+            f"macluster cannot start ranks on {host.ssh} yet: it starts them on this machine only.",
+            why="starting over ssh is not part of this version",
+            do="rehearse on this machine with %cluster start 2, or run the program with\n"
+            "mlx.launch --hostfile FILE",
+        )
+
+    def start(self, n: int) -> list[int]:
+        """Start the processes, without waiting for any of them."""
+        cluster = self.parent
+        backend, hostfile = backends.get(cluster.backend), cluster.hosts
+        self.n = n
+        command = backend.command(hostfile)
+        # With a launcher of its own (mpirun), a backend starts all ranks as one child of ours.
+        for rank in range(n) if command is None else [0]:
+            host = hostfile.hosts[rank]
+            launcher = self.launcher_for(host)(
+                work_dir=self.work_dir,
+                parent=self,
+                log=self.log,
+                profile_dir=self.profile_dir,
+                cluster_id=self.cluster_id,
+                identifier=str(rank),
+                output_file=os.path.join(
+                    self.profile_dir, "log", f"macluster-{self.cluster_id}-rank-{rank}.log"
+                ),
+                environment={
+                    **hostfile.environment(),
+                    **cluster.user_env,
+                    **backend.launch_environment(hostfile, rank),
+                },
+                term_grace=backend.term_grace,
+            )
+            launcher.engine_cmd = [*(command or []), *RANK_COMMAND]
+            if command is not None:
+                launcher.environment["MACLUSTER_ORDERS"] = json.dumps(self.orders())
+            os.makedirs(os.path.dirname(launcher.output_file), exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(launcher.output_file)
+            launcher.on_stop(self._notice_engine_stopped)
+            self.launchers[str(rank)] = launcher
+            cluster.guard(launcher.start())
+        pids = [launcher.pid for launcher in self.launchers.values()]
+        self.notify_start(pids)
+        return pids
+
+    def orders(self) -> dict[str, Any]:
+        """What a rank must know to join: the controller's address and key, and its arguments."""
+        arguments = [*RANK_ARGUMENTS, f"--profile-dir={self.profile_dir}"]
+        return {"connection": self.parent.rank_connection, "arguments": arguments}
+
+    def give_orders(self) -> None:
+        """Let the waiting ranks join the controller."""
+        for identifier, launcher in list(self.launchers.items()):
+            launcher.give_orders({**self.orders(), "rank": int(identifier)})
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(launcher.stop() for launcher in list(self.launchers.values())))
+
+    def last_output(self, rank: int, lines: int = 12) -> str:
+        """The end of what a rank printed outside of any cell."""
+        launcher = self.launchers.get(str(rank)) or self.launchers.get("0")
+        text = launcher.get_output() if launcher else self.outputs.get(str(rank), "")
+        return "\n".join(text.strip().splitlines()[-lines:])

@@ -1,0 +1,1 @@
+"""Models: making, loading, splitting and showing them."""

@@ -1,0 +1,96 @@
+"""Run the source of one cell in a rank, as ipykernel would run it in a notebook."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import getpass
+import signal
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from IPython.core.error import StdinNotImplementedError
+
+NO_INPUT = (
+    "input() does not work in a distributed cell: a rank has no keyboard, and only one of the "
+    "ranks could be answered. Ask in a plain cell, then send the answer to all ranks: "
+    "%push answer"
+)
+
+
+def prepare_shell(shell: Any) -> None:
+    """Make a rank's shell fit for cells that come from a notebook."""
+
+    def no_input(*_: Any, **__: Any) -> str:
+        raise StdinNotImplementedError(NO_INPUT)
+
+    builtins.input = no_input
+    getpass.getpass = no_input
+    # Jedi's first import takes seconds, and it would be paid by every rank.
+    shell.Completer.use_jedi = False
+
+
+async def run(shell: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Run `content["code"]` and return the reply.
+
+    `content["execution_count"]` is the notebook's own count, so that tracebacks say `In[5]` where
+    the notebook does. Output goes out as usual; an error comes back in the reply too.
+    """
+    code = content["code"]
+    shell.execution_count = content["execution_count"]
+    shell._last_traceback = None
+    try:
+        transformed = shell.transform_cell(code)
+        problem = None
+    except Exception:
+        transformed, problem = code, None
+    if shell.should_run_async(code, transformed_cell=transformed, preprocessing_exc_tuple=problem):
+        task = asyncio.ensure_future(
+            shell.run_cell_async(
+                code,
+                store_history=True,
+                transformed_cell=transformed,
+                preprocessing_exc_tuple=problem,
+            )
+        )
+        with _cancelled_by_sigint(task):
+            result = await task
+        shell.events.trigger("post_execute")
+        shell.events.trigger("post_run_cell", result)
+    else:
+        result = shell.run_cell(code, store_history=True)
+    error = result.error_before_exec or result.error_in_exec
+    reply: dict[str, Any] = {
+        "status": "ok" if result.success else "error",
+        "execution_count": content["execution_count"],
+        "payload": shell.payload_manager.read_payload(),
+    }
+    shell.payload_manager.clear_payload()
+    if error is not None:
+        reply["ename"] = type(error).__name__
+        reply["evalue"] = _text(error)
+        reply["traceback"] = list(shell._last_traceback or [])
+    return reply
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as second:
+        return f"<the exception has no text: {second!r}>"
+
+
+@contextlib.contextmanager
+def _cancelled_by_sigint(task: asyncio.Future[Any]) -> Iterator[None]:
+    """An interrupt cancels the task; a KeyboardInterrupt would break the rank's event loop."""
+    loop = asyncio.get_running_loop()
+
+    def cancel(*_: Any) -> None:
+        loop.call_soon_threadsafe(task.cancel)
+
+    before = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,105 @@
+"""Turn the Macs on a desk into one notebook: `%load_ext macluster`, then `%cluster start`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .engine.cell import Cell
+    from .engine.cluster import Cluster
+    from .engine.errors import (
+        BackendError,
+        CellCancelled,
+        CellError,
+        CellTimeout,
+        ClusterError,
+        ClusterExists,
+        ClusterNotFound,
+        HostfileError,
+        MaclusterError,
+        ModelError,
+        RankDied,
+        StartError,
+        TransferError,
+        UsageError,
+        WorldBroken,
+        WorldError,
+    )
+    from .engine.hostfile import Host, Hostfile
+    from .engine.models.generate import stream_generate
+    from .engine.models.load import LoadedModel, load
+    from .engine.models.shards import shards
+    from .engine.world import World
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "Cell",
+    "CellCancelled",
+    "CellError",
+    "CellTimeout",
+    "Cluster",
+    "ClusterError",
+    "ClusterExists",
+    "ClusterNotFound",
+    "Host",
+    "Hostfile",
+    "HostfileError",
+    "LoadedModel",
+    "MaclusterError",
+    "ModelError",
+    "RankDied",
+    "StartError",
+    "TransferError",
+    "UsageError",
+    "World",
+    "WorldBroken",
+    "WorldError",
+    "load",
+    "load_ipython_extension",
+    "shards",
+    "stream_generate",
+    "unload_ipython_extension",
+]
+
+# Where each public name lives. They are imported at their first use: ipyparallel imports this
+# package for its launchers, and a rank's start should not wait for a model library.
+_HOMES = {
+    "Cell": "engine.cell",
+    "Cluster": "engine.cluster",
+    "Host": "engine.hostfile",
+    "Hostfile": "engine.hostfile",
+    "LoadedModel": "engine.models.load",
+    "World": "engine.world",
+    "load": "engine.models.load",
+    "shards": "engine.models.shards",
+    "stream_generate": "engine.models.generate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES.get(name, 'engine.errors')}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext macluster`."""
+    from .magics.extension import load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """`%unload_ext macluster`: the magics go, a running cluster stays until it is stopped."""
+    from .magics.extension import unload
+
+    unload(shell)

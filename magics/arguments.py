@@ -1,0 +1,43 @@
+"""The magics' own argument parser: clear errors, and options that Tab can complete."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from typing import Any, NoReturn
+
+from ..engine.errors import UsageError
+
+
+class Arguments(argparse.ArgumentParser):
+    """An argparse parser that raises UsageError in place of leaving the process."""
+
+    def __init__(self, magic: str, description: str, **options: Any) -> None:
+        super().__init__(
+            prog=magic,
+            description=description,
+            add_help=False,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(
+            f"{self.prog}: {message}.",
+            why="the line after the magic's name is read like a command line",
+            do=self.format_usage().removeprefix("usage: ").strip() + f"\n{self.prog}? explains it",
+        )
+
+    def read(self, line: str) -> argparse.Namespace:
+        """Parse the rest of a magic's line. Raises UsageError."""
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            self.error(f"{line!r} cannot be split into words: {error}")
+        return self.parse_args(words)
+
+    def option_names(self) -> list[str]:
+        """Every `--option`, for completion."""
+        names = [name for action in self._actions for name in action.option_strings]
+        return sorted(name for name in names if name.startswith("--"))

@@ -1,0 +1,190 @@
+"""`%cluster`: start, connect, look at and stop the cluster of this notebook."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from IPython.core.magic import Magics, line_magic, magics_class
+
+from ..engine.cluster import DEFAULT_NAME, Cluster
+from ..engine.errors import UsageError
+from ..engine.hostfile import split_assignment
+from . import tables
+from .arguments import Arguments
+from .relay import plain_text
+from .session import Session
+
+START = Arguments("%cluster start", "Start a cluster: N ranks on this machine, or a hostfile.")
+START.add_argument("hosts", nargs="?", metavar="N|HOSTFILE", help="number of ranks, or a hostfile")
+START.add_argument("--backend", metavar="NAME", help="jaccl, jaccl-ring, ring, mpi or nccl")
+START.add_argument(
+    "--env", action="append", default=[], metavar="K=V", help="a variable for every rank"
+)
+START.add_argument("--name", default=DEFAULT_NAME, help=f"its name (default: {DEFAULT_NAME})")
+CONNECT = Arguments("%cluster connect", "Use a cluster that another notebook started.")
+CONNECT.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="NAME")
+OUTPUT = Arguments("%cluster output", "What the ranks printed in the last cell, in full.")
+OUTPUT.add_argument("-t", "--rank", type=int, default=0, metavar="RANK", help="default: 0")
+OUTPUT.add_argument("--lines", type=int, default=100, metavar="N", help="the last N lines")
+OUTPUT.add_argument("--save", metavar="FILE", help="write all of it to FILE")
+STATUS = Arguments("%cluster status", "The ranks of this notebook's cluster.")
+RESTART = Arguments("%cluster restart", "Kill all ranks and start them anew. Variables are lost.")
+STOP = Arguments("%cluster stop", "End the cluster that this notebook uses.")
+LIST = Arguments("%cluster list", "Your running clusters.")
+
+VERBS = {
+    "start": START,
+    "connect": CONNECT,
+    "status": STATUS,
+    "restart": RESTART,
+    "stop": STOP,
+    "list": LIST,
+    "output": OUTPUT,
+}
+
+
+class Steps:
+    """One line of progress, overwritten in place: one output in the saved notebook."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._handle: Any = None
+
+    def __call__(self, step: str) -> None:
+        from IPython.display import display
+
+        data = {"text/plain": f"{time.monotonic() - self._began:4.1f} s  {step}"}
+        if self._handle is None:
+            self._handle = display(data, raw=True, display_id=True)
+        else:
+            self._handle.update(data, raw=True)
+
+
+@magics_class
+class ClusterMagics(Magics):
+    """The cluster of this notebook."""
+
+    def __init__(self, shell: Any, session: Session) -> None:
+        super().__init__(shell)
+        self.shell: Any = shell
+        self.session = session
+
+    @line_magic
+    def cluster(self, line: str) -> Any:
+        verb, _, rest = line.strip().partition(" ")
+        if verb not in VERBS:
+            raise UsageError(
+                f"%cluster has no verb {verb!r}." if verb else "%cluster needs a verb.",
+                why="it has " + ", ".join(VERBS),
+                do="%cluster start 2, for example; %cluster? explains all of them",
+            )
+        options = VERBS[verb].read(rest)
+        return getattr(self, f"_{verb}")(options)
+
+    cluster.__doc__ = (
+        "Start, connect, look at and stop the cluster of this notebook.\n\n"
+        + "\n".join(f"{parser.prog}: {parser.description}" for parser in VERBS.values())
+        + "\n\n"
+        + START.format_help()
+    )
+
+    def _start(self, options: Any) -> None:
+        cluster = self.session.cluster
+        if cluster is not None and cluster.world is not None:
+            raise UsageError(
+                f"This notebook uses the cluster {cluster.name!r} already.",
+                why="a notebook has one cluster at a time",
+                do="%cluster restart for fresh ranks, or %cluster stop first",
+            )
+        hosts = options.hosts
+        if hosts is None:
+            raise UsageError(
+                "%cluster start does not say how many ranks.",
+                why="it needs a number of ranks on this machine, or a hostfile",
+                do="%cluster start 2, or %cluster start hostfile.json",
+            )
+        env = dict(split_assignment(text) for text in options.env)
+        cluster = Cluster(
+            int(hosts) if hosts.lstrip("-").isdigit() else hosts,
+            backend=options.backend,
+            env=env,
+            name=options.name,
+        )
+        cluster.start_sync(Steps())
+        self.session.adopt(cluster, owned=True)
+
+    def _connect(self, options: Any) -> None:
+        own = self.session.cluster
+        if own is not None and own.world is not None:
+            if self.session.owned:
+                raise UsageError(
+                    f"This notebook started the cluster {own.name!r}, which still runs.",
+                    why="it would have no notebook left that stops it",
+                    do="%cluster stop first",
+                )
+            own.disconnect()
+        cluster = Cluster.connect(options.name)
+        self.session.adopt(cluster, owned=False)
+        print(f"connected: {cluster.world!r}")
+
+    def _status(self, options: Any) -> tables.Table:
+        world = self.session.world
+        rows = []
+        for rank in world.ranks:
+            if rank not in world.alive:
+                said = world.cluster.last_words(rank).splitlines()
+                rows.append((str(rank), "dead", "", "", "", said[-1] if said else ""))
+                continue
+            facts = world.ask("status", rank=rank)
+            place = world.where([rank]).get(rank)
+            rows.append(
+                (
+                    str(rank),
+                    "busy" if place else "idle",
+                    str(facts["pid"]),
+                    tables.size_text(facts["rss"]),
+                    tables.size_text(facts["mlx_active"]),
+                    place or "",
+                )
+            )
+        print(f"{world!r}\nbackend {world.backend}: {world.cluster.backend_reason}")
+        heading = ("rank", "state", "pid", "memory", "MLX arrays", "at")
+        return tables.Table(heading, rows, right=(0, 2, 3, 4))
+
+    def _restart(self, options: Any) -> None:
+        world = self.session.world
+        world.cluster.restart_sync(Steps())
+
+    def _stop(self, options: Any) -> None:
+        world = self.session.world
+        began = time.monotonic()
+        world.cluster.stop_sync()
+        self.session.release()
+        print(f"stopped {world.cluster.name!r} in {time.monotonic() - began:.1f} s")
+
+    def _list(self, options: Any) -> tables.Table:
+        own = self.session.cluster.name if self.session.cluster else None
+        rows = [
+            (each.name, str(each.size), each.backend, str(each.owner_pid),
+             "this notebook" if each.name == own else "")
+            for each in Cluster.running()
+        ]  # fmt: skip
+        heading = ("name", "ranks", "backend", "process", "")
+        return tables.Table(heading, rows, right=(1, 3), empty="no clusters run")
+
+    def _output(self, options: Any) -> None:
+        cell = self.session.world.last_cell
+        if cell is None or options.rank not in cell.runs:
+            raise UsageError(
+                f"There is no output of rank {options.rank}.",
+                why="no cell has run on it from this notebook",
+                do="run a %%distributed cell first",
+            )
+        text = plain_text(cell.runs[options.rank])
+        if options.save:
+            Path(options.save).expanduser().write_text(text)
+            print(f"{tables.size_text(len(text.encode()))} written to {options.save}")
+        else:
+            print("".join(text.splitlines(True)[-options.lines :]), end="")

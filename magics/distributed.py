@@ -1,0 +1,202 @@
+"""`%%distributed` and `%%rank`: run a cell on the ranks."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+from typing import Any
+
+from IPython.core.magic import Magics, cell_magic, line_cell_magic, magics_class
+
+from ..engine.cell import Cell
+from ..engine.errors import CellTimeout, UsageError
+from ..engine.hostfile import describe_ranks, parse_ranks
+from . import relay
+from .arguments import Arguments
+from .session import Session
+
+GROUPINGS = ("engine", "type", "order")
+
+
+def _options(magic: str, description: str, *, with_targets: bool) -> Arguments:
+    parser = Arguments(magic, description)
+    if with_targets:
+        parser.add_argument(
+            "-t", "--targets", default="all", metavar="RANKS", help="ranks to run on, such as 0,2-3"
+        )
+    parser.add_argument(
+        "-a", "--noblock", dest="block", action="store_false", default=True,
+        help="return a handle at once: wait(), show(), cancel(), result()",
+    )  # fmt: skip
+    parser.add_argument("--block", dest="block", action="store_true", help="wait (the default)")
+    parser.add_argument("-o", "--out", metavar="NAME", help="bind the cell's handle to NAME here")
+    parser.add_argument("--local", action="store_true", help="run the cell in this kernel, too")
+    parser.add_argument(
+        "--group-outputs", choices=GROUPINGS, metavar="HOW",
+        help="show every rank's output after the cell, by engine, type or order",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="stop the cell on all ranks after this"
+    )
+    return parser
+
+
+DISTRIBUTED = _options("%%distributed", "Run the cell on all ranks.", with_targets=True)
+RANK = _options("%%rank", "Run the cell on the ranks named first.", with_targets=False)
+RANK.add_argument("ranks", metavar="RANKS", help="ranks to run on, such as 0,2-3")
+
+
+class Handle:
+    """A distributed cell: wait for it, show its output, cancel it."""
+
+    def __init__(self, cell: Cell, shown_rank: int) -> None:
+        self.cell = cell
+        self.shown_rank = shown_rank
+        # Somebody has to notice a rank that fails while nobody waits.
+        threading.Thread(target=cell.wait, name="macluster-cell", daemon=True).start()
+
+    def __repr__(self) -> str:
+        return repr(self.cell)
+
+    @property
+    def done(self) -> bool:
+        """True once every rank has ended."""
+        return self.cell.done
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until every rank has ended, at most `timeout` seconds. True when all have."""
+        return self.cell.wait(timeout)
+
+    def cancel(self) -> None:
+        """Interrupt the cell on all ranks."""
+        self.cell.cancel()
+
+    def text(self, rank: int | None = None) -> str:
+        """What a rank has printed so far."""
+        return self.cell.runs[self.shown_rank if rank is None else rank].text()
+
+    def show(self, group_outputs: str = "engine") -> None:
+        """Show the output so far of every rank, grouped by engine, type or order."""
+        relay.show_grouped(self.cell, group_outputs)
+
+    def result(self, timeout: float | None = None) -> Handle:
+        """Wait, and raise the cell's error if it failed."""
+        self.cell.result(timeout)
+        return self
+
+
+@magics_class
+class DistributedMagics(Magics):
+    """Cells that run on the ranks."""
+
+    def __init__(self, shell: Any, session: Session) -> None:
+        super().__init__(shell)
+        self.shell: Any = shell
+        self.session = session
+
+    @line_cell_magic
+    def distributed(self, line: str, cell: str | None = None) -> Handle | None:
+        if cell is None:
+            options, code = split_line(DISTRIBUTED, line)
+            if not code:
+                DISTRIBUTED.error("there is nothing to run")
+        else:
+            options, code = DISTRIBUTED.read(line), numbered("%%distributed " + line, cell)
+        ranks = parse_ranks(options.targets, self.session.world.size)
+        return self._run(code, cell or code, ranks, options)
+
+    @cell_magic
+    def rank(self, line: str, cell: str) -> Handle | None:
+        options = RANK.read(line)
+        ranks = parse_ranks(options.ranks, self.session.world.size)
+        return self._run(numbered("%%rank " + line, cell), cell, ranks, options)
+
+    # Both magics document themselves: `%%distributed?` shows this text.
+    distributed.__doc__ = (
+        "Run a cell (`%%distributed`) or a line (`%distributed`) on the ranks.\n\n"
+        "Rank 0's output is shown as if the cell had run here; what the other ranks print is\n"
+        "folded below it. `group`, `rank`, `size`, `mx`, `rprint` and `macluster` are defined on\n"
+        "every rank. A cell that fails on a rank fails here, with that rank's traceback.\n\n"
+        + DISTRIBUTED.format_help()
+    )
+    rank.__doc__ = "Run a cell on some ranks: `%%rank 0,2`.\n\n" + RANK.format_help()
+
+    def _run(
+        self, code: str, local_code: str, ranks: list[int], options: argparse.Namespace
+    ) -> Handle | None:
+        world, shell = self.session.world, self.shell
+        if options.out is not None and not options.out.isidentifier():
+            raise UsageError(
+                f"{options.out!r} cannot be a name.",
+                why="-o binds the cell's handle to a Python name",
+                do="for example: -o run",
+            )
+        shown = ranks[0]
+        live = options.block and not options.group_outputs
+        show = relay.Relay(shell, shown) if live else None
+        cell = world.run(code, ranks, execution_count=shell.execution_count, on_output=show)
+        if not options.block or options.out:
+            handle = Handle(cell, shown)
+            if options.out:
+                shell.user_ns[options.out] = handle
+        if options.local:
+            shell.run_cell(local_code)
+        if not options.block:
+            return handle
+        ended = True
+        try:
+            ended = cell.wait(options.timeout)
+        except KeyboardInterrupt:
+            cell.interrupt("you interrupted it")
+        late = [] if ended else cell.running
+        if late:
+            cell.interrupt(f"the cell ran longer than {options.timeout:g} s")
+        self._finish(cell, show, options)
+        if late:
+            raise CellTimeout(
+                f"The cell was stopped after {options.timeout:g} s: "
+                f"{describe_ranks(late)} had not ended.",
+                why="\n".join(["it ran longer than its --timeout", *cell.notes]),
+                do="raise --timeout, or leave it out to let the cell run as long as it needs",
+            )
+        cell.check()
+        return None
+
+    def _finish(self, cell: Cell, show: relay.Relay | None, options: argparse.Namespace) -> None:
+        if show is None:
+            relay.show_grouped(cell, options.group_outputs)
+            return
+        show.finish()
+        if show.result is not None:
+            self.shell.displayhook(relay.RankResult(show.result))
+        relay.show_others(cell, show.rank)
+        for payload in cell.runs[show.rank].payload:
+            # `name?` on a rank opens the pager here.
+            self.shell.payload_manager.write_payload(payload)
+
+
+def numbered(first_line: str, body: str) -> str:
+    """The cell's source for the ranks, with the line numbers that the notebook shows.
+
+    The magic's own line becomes a comment, unless another cell magic has to stay on top.
+    """
+    return body if body.lstrip().startswith("%%") else f"# {first_line.rstrip()}\n{body}"
+
+
+def split_line(parser: Arguments, line: str) -> tuple[argparse.Namespace, str]:
+    """Options at the start of a line magic, and the code behind them, quotes and all."""
+    actions = {name: action for action in parser._actions for name in action.option_strings}
+    words: list[str] = []
+    rest = line.strip()
+    while rest.startswith("-"):
+        word, _, after = rest.partition(" ")
+        name, equals, _ = word.partition("=")
+        if name not in actions:
+            break
+        words.append(word)
+        rest = after.lstrip()
+        if not equals and actions[name].nargs != 0:
+            value, _, after = rest.partition(" ")
+            words.append(value)
+            rest = after.lstrip()
+    return parser.parse_args(words), rest

@@ -1,0 +1,47 @@
+"""`%load_ext macluster`: register the magics, and undo it."""
+
+from __future__ import annotations
+
+import atexit
+from typing import Any
+
+from .cluster import ClusterMagics
+from .completion import Completion
+from .distributed import DistributedMagics
+from .session import Session
+from .variables import VariableMagics
+
+KEY = "macluster"
+_loaded: dict[int, Completion | None] = {}
+
+
+def load(shell: Any) -> None:
+    """Register the magics in an IPython shell. A second call does nothing."""
+    if id(shell) in _loaded:
+        return
+    session = Session()
+    for magics in (ClusterMagics, DistributedMagics, VariableMagics):
+        shell.register_magics(magics(shell, session))
+    kernel = getattr(shell, "kernel", None)
+    _loaded[id(shell)] = Completion(kernel, session) if kernel is not None else None
+    atexit.register(_stop_own, session)
+
+
+def unload(shell: Any) -> None:
+    """Take the magics away. A running cluster goes on until it is stopped or the kernel ends."""
+    completion = _loaded.pop(id(shell), None)
+    if completion is not None:
+        completion.remove()
+    for kind, names in (
+        ("cell", ("distributed", "rank")),
+        ("line", ("cluster", "distributed", "push", "pull", "scatter", "gather", "variables")),
+    ):
+        for name in names:
+            shell.magics_manager.magics[kind].pop(name, None)
+
+
+def _stop_own(session: Session) -> None:
+    """At the end of the kernel: stop what this notebook started."""
+    cluster = session.cluster
+    if cluster is not None and session.owned:
+        cluster.stop_sync()

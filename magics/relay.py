@@ -1,0 +1,278 @@
+"""Show a rank's output in the notebook as if the cell had run here."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from ..engine.cell import Cell, RankRun
+from ..engine.client import Message
+from ..engine.hostfile import describe_ranks
+
+# A notebook with more text than this in one cell is slow to open and to save.
+MAX_LINES = 5_000
+MAX_BYTES = 512 * 2**10
+TAIL_LINES = 20
+FOLDED_BYTES = 16 * 2**10
+
+RELAYED = (
+    "stream", "display_data", "update_display_data", "clear_output",
+    "comm_open", "comm_msg", "comm_close",
+)  # fmt: skip
+
+
+class Budget:
+    """How much text a cell may still show. Text that a `\\r` overwrites does not count."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.lines = self.bytes = self.hidden_lines = self.hidden_bytes = 0
+        self.tail = ""
+
+    def admit(self, text: str) -> str:
+        """The part of `text` that may be shown."""
+        if self.lines >= MAX_LINES or self.bytes >= MAX_BYTES:
+            self._hide(text)
+            return ""
+        kept = re.sub(r"[^\n]*\r(?!\n)", "", text)
+        lines = kept.count("\n")
+        if self.lines + lines <= MAX_LINES and self.bytes + len(kept) <= MAX_BYTES:
+            self.lines += lines
+            self.bytes += len(kept)
+            return text
+        shown = "".join(text[: MAX_BYTES - self.bytes].splitlines(True)[: MAX_LINES - self.lines])
+        self.lines = MAX_LINES
+        self._hide(text[len(shown) :])
+        return shown
+
+    def _hide(self, text: str) -> None:
+        self.hidden_lines += text.count("\n")
+        self.hidden_bytes += len(text)
+        self.tail = "".join((self.tail + text[-MAX_BYTES:]).splitlines(True)[-TAIL_LINES:])
+
+    def summary(self) -> str:
+        """What was left out, and the end of it; empty when nothing was."""
+        if not self.hidden_bytes:
+            return ""
+        return (
+            f"\n[{self.hidden_lines:,} more lines ({self.hidden_bytes / 2**20:.1f} MiB) are not "
+            f"shown; %cluster output --save FILE writes all of them. The last ones:]\n{self.tail}"
+        )
+
+
+class Relay:
+    """Relays one rank's output messages to the cell that is running in this notebook.
+
+    Messages are sent on unchanged, under the cell's own parent header, so order, `\\r`, ANSI
+    colours, `clear_output`, display updates and figures look as they do locally. Outside of a
+    notebook, text is printed.
+    """
+
+    def __init__(self, shell: Any, rank: int) -> None:
+        self.rank = rank
+        self.budget = Budget()
+        self.result: dict[str, Any] | None = None
+        self._lock = threading.Lock()
+        self._kernel = getattr(shell, "kernel", None)
+        if self._kernel is not None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self._parent = self._kernel.get_parent("shell")
+
+    def __call__(self, rank: int, message: Message) -> None:
+        """Take an output message of any rank (called in the client's thread)."""
+        if rank != self.rank:
+            return
+        kind, content = message["header"]["msg_type"], message["content"]
+        with self._lock:
+            if kind == "execute_result":
+                self.result = content
+            elif kind == "stream":
+                self._stream(content["name"], self.budget.admit(content["text"]))
+            elif kind in RELAYED:
+                if kind == "clear_output":
+                    self.budget.reset()
+                self._send(kind, content, message.get("metadata"), message.get("buffers"))
+
+    def finish(self) -> None:
+        """Say what was left out."""
+        with self._lock:
+            self._stream("stdout", self.budget.summary())
+
+    def _stream(self, name: str, text: str) -> None:
+        if text:
+            self._send("stream", {"name": name, "text": text})
+
+    def _send(
+        self, kind: str, content: dict[str, Any], metadata: Any = None, buffers: Any = None
+    ) -> None:
+        if self._kernel is None:
+            _print(kind, content)
+            return
+        # The rank's own number stays out of the saved notebook.
+        clean = {key: value for key, value in (metadata or {}).items() if key != "engine"}
+        self._kernel.session.send(
+            self._kernel.iopub_socket,
+            kind,
+            content,
+            parent=self._parent,
+            ident=self._kernel._topic(kind),
+            metadata=clean,
+            buffers=[bytes(buffer) for buffer in buffers] if buffers else None,
+        )
+
+
+def _print(kind: str, content: dict[str, Any]) -> None:
+    if kind == "stream":
+        target = sys.stderr if content["name"] == "stderr" else sys.stdout
+        print(content["text"], end="", file=target, flush=True)
+    elif kind == "display_data":
+        print(content["data"].get("text/plain", ""))
+
+
+class RankResult:
+    """The last expression of a distributed cell, as rank 0 displays it.
+
+    The value itself stays on the ranks, under the same number as here: `%pull Out[5]`.
+    """
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.data: dict[str, Any] = content["data"]
+        self.metadata: dict[str, Any] = content["metadata"]
+
+    def __repr__(self) -> str:
+        return str(self.data.get("text/plain", ""))
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.data, self.metadata
+
+
+# -- the other ranks -----------------------------------------------------------------------------
+
+
+def groups_of_equal_output(runs: Sequence[RankRun]) -> list[list[RankRun]]:
+    """Ranks that printed and displayed the same, together, in the order of their first rank."""
+    groups: dict[bytes, list[RankRun]] = {}
+    for run in runs:
+        groups.setdefault(digest_of(run), []).append(run)
+    return list(groups.values())
+
+
+def digest_of(run: RankRun) -> bytes:
+    """A hash of a rank's output. How the text was cut into messages does not matter."""
+    digest = hashlib.blake2b(digest_size=16)
+    previous = None
+    for kind, content in run.messages:
+        label = content["name"] if kind == "stream" else kind
+        if label != previous or kind != "stream":
+            digest.update(f"\0{label}\0".encode())
+        previous = label
+        digest.update((content["text"] if kind == "stream" else _comparable(content)).encode())
+    return digest.digest()
+
+
+def _comparable(content: dict[str, Any]) -> str:
+    # A widget has another id on every rank.
+    data = content.get("data") or {}
+    return repr({mime: value for mime, value in data.items() if "widget-view" not in mime})
+
+
+def show_others(cell: Cell, shown_rank: int) -> None:
+    """A folded block with what the other ranks printed; equal outputs are merged."""
+    others = [cell.runs[rank] for rank in cell.ranks if rank != shown_rank]
+    speaking = [run for run in others if run.messages]
+    if not speaking:
+        return
+    reference = digest_of(cell.runs[shown_rank])
+    from IPython.display import display
+
+    blocks = []
+    for group in groups_of_equal_output(speaking):
+        who = describe_ranks(run.rank for run in group)
+        same = digest_of(group[0]) == reference
+        text = plain_text(group[0], without_stderr=True)
+        if same or text:
+            blocks.append((who, None if same else text))
+        errors = group[0].text("stderr")
+        if errors and not same:
+            # Errors never stay folded away.
+            print(f"[{who}] {errors.rstrip()}"[:FOLDED_BYTES], file=sys.stderr)
+    if blocks:
+        display(_folded(blocks), raw=True)
+
+
+def plain_text(run: RankRun, *, without_stderr: bool = False) -> str:
+    """A rank's output as text, displays by their text form."""
+    pieces = []
+    for kind, content in run.messages:
+        if kind == "stream":
+            if content["name"] != "stderr" or not without_stderr:
+                pieces.append(content["text"])
+        elif kind == "clear_output":
+            pieces.clear()
+        else:
+            pieces.append(str(content.get("data", {}).get("text/plain", "")) + "\n")
+    return "".join(pieces)
+
+
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def _folded(blocks: Sequence[tuple[str, str | None]]) -> dict[str, str]:
+    plain, rich = [], []
+    for who, text in blocks:
+        if text is None:
+            plain.append(f"[{who}: same output]")
+            rich.append(f'<div style="opacity:0.6;font-size:90%">{who}: same output</div>')
+            continue
+        if len(text) > FOLDED_BYTES:
+            text = text[:FOLDED_BYTES] + "\n… cut; %cluster output --save FILE has all of it"
+        text = ANSI.sub("", text)
+        lines = text.count("\n")
+        plain.append(f"[{who}]\n{text.rstrip()}")
+        rich.append(
+            f'<details><summary style="opacity:0.6;font-size:90%">{who}: {lines} '
+            f"line{'s' if lines != 1 else ''}</summary><pre>{html.escape(text)}</pre></details>"
+        )
+    return {"text/plain": "\n".join(plain), "text/html": "".join(rich)}
+
+
+def show_grouped(cell: Cell, how: str) -> None:
+    """All ranks' output after the cell has ended, as `%%px --group-outputs` orders it.
+
+    `how` is "engine" (rank after rank), "type" (streams, then displays, then results) or "order"
+    (the first output of each rank, then the second, ...).
+    """
+    items = [
+        (index, run.rank, kind, content)
+        for run in cell.runs.values()
+        for index, (kind, content) in enumerate(run.messages)
+        if kind != "clear_output"
+    ]
+    kinds = ("stream", "display_data", "update_display_data", "execute_result")
+    keys = {
+        "engine": lambda item: (item[1], item[0]),
+        "order": lambda item: (item[0], item[1]),
+        "type": lambda item: (kinds.index(item[2]), item[1], item[0]),
+    }
+    from IPython.display import display
+
+    previous = None
+    for _, rank, kind, content in sorted(items, key=keys[how]):
+        if kind == "stream":
+            label = f"[{content['name']}:{rank}]"
+            lead = "" if label == previous else f"{label}\n"
+            target = sys.stderr if content["name"] == "stderr" else sys.stdout
+            print(f"{lead}{content['text']}", end="", file=target)
+            previous = label
+        else:
+            print(f"[output:{rank}]")
+            display(content["data"], metadata=content.get("metadata"), raw=True)
+            previous = None

@@ -1,0 +1,34 @@
+"""The cluster that this notebook uses."""
+
+from __future__ import annotations
+
+from ..engine.cluster import Cluster
+from ..engine.errors import ClusterNotFound
+from ..engine.world import World
+
+
+class Session:
+    """Holds the notebook's current cluster, started here or attached."""
+
+    def __init__(self) -> None:
+        self.cluster: Cluster | None = None
+        self.owned = False
+
+    @property
+    def world(self) -> World:
+        """The running world. Raises ClusterNotFound when there is none."""
+        if self.cluster is None or self.cluster.world is None:
+            running = ", ".join(listing.name for listing in Cluster.running())
+            others = f", or %cluster connect NAME (running: {running})" if running else ""
+            raise ClusterNotFound(
+                "This notebook has no cluster.",
+                why="none was started or connected in this kernel, or it was stopped",
+                do="%cluster start 2" + others,
+            )
+        return self.cluster.world
+
+    def adopt(self, cluster: Cluster, *, owned: bool) -> None:
+        self.cluster, self.owned = cluster, owned
+
+    def release(self) -> None:
+        self.cluster, self.owned = None, False
