@@ -12,11 +12,12 @@ from . import codec
 from .client import Reply
 from .errors import TransferError
 from .hostfile import describe_ranks
+from .units import bytes_text
 from .world import World
 
 # A pull of more than this is refused unless it is asked for: the values pass through the
 # controller and end in the notebook's memory.
-MAX_PULL_BYTES = 2**30
+MAX_PULL_BYTES = 10**9
 
 
 def push(world: World, values: Mapping[str, Any], ranks: Sequence[int] | None = None) -> None:
@@ -47,9 +48,9 @@ def pull(
     if total > max_bytes:
         (rank, name), most = max(sizes.items(), key=lambda item: item[1])
         raise TransferError(
-            f"{total / 2**30:.1f} GiB would be pulled into this notebook.",
-            why=f"{name} is {most / 2**30:.1f} GiB on rank {rank}, and the limit is "
-            f"{max_bytes / 2**30:.1f} GiB",
+            f"{bytes_text(total)} would be pulled into this notebook.",
+            why=f"{name} is {bytes_text(most)} on rank {rank}, and the limit is "
+            f"{bytes_text(max_bytes)}",
             do="pull a part of it (%pull x[:10]) or one rank's (--targets 0), or raise the limit "
             "with --max-bytes",
         )

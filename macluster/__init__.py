@@ -27,9 +27,10 @@ if TYPE_CHECKING:
         WorldError,
     )
     from .engine.hostfile import Host, Hostfile
-    from .engine.models.generate import stream_generate
+    from .engine.models.generate import generate, stream_generate
     from .engine.models.load import LoadedModel, load
     from .engine.models.shards import shards
+    from .engine.models.tiny import toy_path
     from .engine.world import World
 
 __version__ = "0.1.0"
@@ -57,10 +58,12 @@ __all__ = [
     "World",
     "WorldBroken",
     "WorldError",
+    "generate",
     "load",
     "load_ipython_extension",
     "shards",
     "stream_generate",
+    "toy_path",
     "unload_ipython_extension",
 ]
 
@@ -73,9 +76,11 @@ _HOMES = {
     "Hostfile": "engine.hostfile",
     "LoadedModel": "engine.models.load",
     "World": "engine.world",
+    "generate": "engine.models.generate",
     "load": "engine.models.load",
     "shards": "engine.models.shards",
     "stream_generate": "engine.models.generate",
+    "toy_path": "engine.models.tiny",
 }
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ..engine.transfer import Variable
+from ..engine.units import bytes_text
 
 
 @attrs.frozen(repr=False)
@@ -53,15 +54,8 @@ class Table:
 
 
 def size_text(count: int | None) -> str:
-    """Bytes in words: "1.5 MiB"; empty when unknown."""
-    if count is None:
-        return ""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
+    """Bytes in words; empty when unknown."""
+    return "" if count is None else bytes_text(count)
 
 
 def variables(rows: Sequence[Variable]) -> Table:

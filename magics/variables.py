@@ -29,7 +29,7 @@ GATHER = _parser("%gather", "Join the ranks' parts of an array along the first a
 for _each in (PULL, GATHER):
     _each.add_argument(
         "--max-bytes", type=int, default=transfer.MAX_PULL_BYTES, metavar="BYTES",
-        help="refuse to bring more than this (default: 1 GiB)",
+        help="refuse to bring more than this (default: 1 GB)",
     )  # fmt: skip
     _each.add_argument("--as", dest="alias", metavar="NAME", help="bind it to NAME here")
 VARIABLES = Arguments("%variables", "Show what the ranks' namespaces hold.")

@@ -1,0 +1,172 @@
+"""Generate text on all ranks at once; each of them gets every token."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ModelError
+from .load import LoadedModel, exchange, together
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    from mlx_lm.generate import GenerationResponse
+
+# Text to answer, a conversation as messages with "role" and "content", or token ids.
+Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
+
+
+def stream_generate(
+    loaded: LoadedModel,
+    prompt: Prompt | mx.array,
+    *,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    **options: Any,
+) -> Iterator[GenerationResponse]:
+    """Answer `prompt`, token by token. Every rank must call it with the same arguments.
+
+        for part in macluster.stream_generate(model, "What is the capital of France?"):
+            rprint(part.text, end="")
+
+    No collective may be under way in another thread, and ranks that stop reading must stop at the
+    same token. Leaving the loop early is fine: what is under way is waited for.
+
+    Args:
+        loaded: from `load`.
+        prompt: a text, put through the chat template (where there is one) as one user message; or
+            a list of messages such as {"role": "user", "content": "..."}; or token ids, used as
+            they are.
+        max_tokens: at most so many tokens, -1 for no limit.
+        temperature: 0 takes the likeliest token; above, tokens are drawn.
+        top_p: draw only from the likeliest tokens that have this share of the probability.
+        seed: of mx.random, set on every rank at the start: ranks that draw different tokens drift
+            apart without an error.
+        options: of mlx_lm's `make_sampler` (min_p, top_k, ...) and `stream_generate`
+            (prompt_cache, logits_processors, max_kv_size, draft_model, ...).
+
+    Yields:
+        mlx_lm's GenerationResponse: `text`, `token`, `logprobs` (vocabulary,), `prompt_tokens`,
+        `prompt_tps` and `generation_tps` (tokens a second), `peak_memory` (GB), `finish_reason`.
+
+    Raises:
+        ModelError: on every rank, when a prompt cannot be used, or the ranks were given different
+            ones.
+    """
+    import mlx.core as mx
+    import mlx_lm
+    from mlx_lm.generate import generation_stream
+    from mlx_lm.sample_utils import make_sampler
+
+    sampling: dict[str, Any] = {"temp": temperature, "top_p": top_p}
+    for name in inspect.signature(make_sampler).parameters.keys() & options.keys():
+        sampling[name] = options.pop(name)
+    numbers = {**sampling, "seed": seed, "max_tokens": max_tokens}
+    tokens = together(lambda: _tokens(loaded, prompt, max_tokens))
+    _check_same_request(tokens, numbers)
+    mx.random.seed(seed)
+    # Without a GPU mlx-lm's own stream would be a second CPU stream, and collectives on two
+    # streams mix their data. With one, collectives have the CPU's default stream for themselves.
+    on_cpu = mx.default_device() == mx.cpu
+    stream = mx.default_stream(mx.cpu) if on_cpu else generation_stream
+    parts = mlx_lm.stream_generate(
+        loaded.model,
+        loaded.tokenizer,
+        mx.array(tokens),
+        max_tokens=max_tokens,
+        stream=stream,
+        **{"sampler": make_sampler(**sampling), **options},
+    )
+    try:
+        yield from parts
+    finally:
+        # mlx-lm computes one token ahead, also of the last one that is read.
+        parts.close()
+        mx.synchronize(stream)
+
+
+def generate(
+    loaded: LoadedModel,
+    prompt: Prompt | mx.array,
+    *,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    **options: Any,
+) -> str:
+    """The whole answer to `prompt` as text; arguments and errors as for `stream_generate`."""
+    parts = stream_generate(
+        loaded,
+        prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        **options,
+    )
+    return "".join(part.text for part in parts)
+
+
+def _tokens(loaded: LoadedModel, prompt: Any, max_tokens: int) -> list[int]:
+    """The prompt as token ids."""
+    tokenizer = loaded.tokenizer
+    if max_tokens == 0:
+        raise ModelError(
+            "max_tokens=0 leaves nothing to generate.",
+            why="a limit was computed as zero",
+            do="give a positive number, or -1 for no limit",
+        )
+    if isinstance(prompt, str):
+        if not tokenizer.has_chat_template:
+            tokens = tokenizer.encode(prompt)
+        else:
+            message = {"role": "user", "content": prompt}
+            tokens = tokenizer.apply_chat_template([message], add_generation_prompt=True)
+    else:
+        items = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+        if isinstance(items, Sequence) and items and isinstance(items[0], Mapping):
+            if not tokenizer.has_chat_template:
+                raise ModelError(
+                    "This model cannot take a conversation.",
+                    why="its tokenizer has no chat template: it was trained to continue text",
+                    do="give the prompt as one text, or choose an instruct model",
+                )
+            tokens = tokenizer.apply_chat_template(list(items), add_generation_prompt=True)
+        elif isinstance(items, Sequence) and all(isinstance(item, int) for item in items):
+            tokens = items
+        else:
+            raise ModelError(
+                f"A prompt cannot be of type {type(prompt).__name__}.",
+                why="it is neither text, nor a list of messages, nor a flat list of token ids",
+                do='give a text, or [{"role": "user", "content": "..."}]',
+            )
+    if not tokens:
+        raise ModelError(
+            "The prompt is empty.",
+            why="the text, or the list of messages or tokens, has nothing in it",
+            do="give at least one token",
+        )
+    return list(tokens)
+
+
+def _check_same_request(tokens: list[int], numbers: Mapping[str, Any]) -> None:
+    """Compare what the ranks were asked. A collective, after which all start at the same time.
+
+    Ranks that generate from different prompts wait for each other for ever, or answer nonsense.
+    """
+    request = {"prompt": hashlib.sha256(repr(tokens).encode()).hexdigest()[:16], **numbers}
+    texts = {name: str(value) for name, value in request.items()}
+    requests = exchange(texts)
+    for rank, other in enumerate(requests):
+        names = [name for name in requests[0] if other.get(name) != requests[0][name]]
+        if names:
+            raise ModelError(
+                f"Rank {rank} was asked something else than rank 0: another {', '.join(names)}.",
+                why="the value depends on the rank, on the time, or on a random number",
+                do="make it once in a plain cell, and send it to all ranks: %push prompt",
+            )

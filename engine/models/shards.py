@@ -1,0 +1,250 @@
+"""Who holds what: every parameter of a loaded model, on every rank, in exact bytes."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import attrs
+
+from ..hostfile import describe_ranks
+from ..units import bytes_text
+from .load import LoadedModel, arrays, exchange, lazy_model, together
+
+Kind = Literal["split", "replicated", "absent"]
+
+COLUMNS = 4  # more ranks than this do not get a column each: the table is 100 characters wide
+
+
+@attrs.frozen
+class ShardRow:
+    """What one rank holds of one parameter.
+
+    `layer` is None outside the layers, `module` is the path within the layer (`self_attn.q_proj`),
+    `parameter` the full name, `bytes` what lies on this rank, `axis` the dimension along which a
+    "split" parameter is cut.
+    """
+
+    rank: int
+    layer: int | None
+    module: str
+    parameter: str
+    bytes: int
+    kind: Kind
+    axis: int | None
+
+
+@attrs.frozen
+class Group:
+    """One line of the table: modules that are split alike, in all layers that look the same."""
+
+    layers: str
+    modules: str
+    split: str
+    bytes: tuple[int | None, ...]  # of each rank; None where absent
+
+
+@attrs.frozen(eq=False, repr=False)
+class ShardMap:
+    """The sharding map of a model. Made by `shards`; prints as a table, `rows` is for programs.
+
+    `whole_bytes` is the size of the model on one rank.
+    """
+
+    rows: tuple[ShardRow, ...]
+    title: str
+    size: int
+    whole_bytes: int
+
+    def totals(self) -> list[int]:
+        """Bytes on each rank."""
+        totals = [0] * self.size
+        for row in self.rows:
+            totals[row.rank] += row.bytes
+        return totals
+
+    def _cells(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """The table as text: its head, its lines, its last line."""
+        ranks = [f"rank {rank}" for rank in range(self.size)]
+        head = ["layers", "modules", "split", *(ranks if self.size <= COLUMNS else ["held by"])]
+        lines = [
+            [group.layers, group.modules, group.split, *_held(group.bytes)]
+            for group in groups(self.rows, self.size)
+        ]
+        return head, lines, ["", "total", "", *_held(self.totals())]
+
+    def __repr__(self) -> str:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        head, lines, last = self._cells()
+        table = Table(title=self.title, title_justify="left", title_style="", box=box.SIMPLE)
+        table.show_footer = True
+        for index, (name, foot) in enumerate(zip(head, last, strict=True)):
+            number = index > 2 and self.size <= COLUMNS
+            side: Literal["left", "right"] = "right" if number else "left"
+            table.add_column(name, foot, justify=side, no_wrap=number, overflow="fold")
+        for line in lines:
+            table.add_row(*line)
+        text = io.StringIO()
+        # A fixed width without colours: the same text on every rank, and in a saved notebook.
+        # rich would display it itself, and leave nothing in the file, where it sees a kernel.
+        plain = Console(file=text, width=100, color_system=None, markup=False, force_jupyter=False)
+        plain.print(table)
+        return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
+
+    def _repr_html_(self) -> str:
+        head, lines, last = self._cells()
+
+        def line(cells: Iterable[str], tag: str) -> str:
+            return (
+                "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+            )
+
+        return (
+            f"<table><caption>{html.escape(self.title)}</caption>"
+            f"<thead>{line(head, 'th')}</thead>"
+            f"<tbody>{''.join(line(cells, 'td') for cells in lines)}</tbody>"
+            f"<tfoot>{line(last, 'th')}</tfoot></table>"
+        )
+
+
+def shards(loaded: LoadedModel) -> ShardMap:
+    """Find out who holds which weights. Every rank must call it; all get the whole map.
+
+    The shapes on each rank are compared with those of the same model before it was split, which
+    are in the files' tables of contents; no weight is read.
+
+    Raises:
+        ModelError: on every rank, when one of them does not find the model's files any more.
+    """
+    found = together(lambda: _compare(loaded))
+    rows = tuple(
+        ShardRow(rank, *_place(name), name, count, kind, axis)
+        for rank, parameters in enumerate(exchange(found["here"]))
+        for name, count, kind, axis in parameters
+    )
+    whole = found["whole"]
+    title = f"{loaded.config['model_type']}, {bytes_text(whole)}: {loaded.reason}"
+    return ShardMap(rows=rows, title=title, size=loaded.size, whole_bytes=whole)
+
+
+def _compare(loaded: LoadedModel) -> dict[str, Any]:
+    """The whole model's bytes, and name, bytes, kind, axis of each parameter on this rank."""
+    whole = arrays(lazy_model(loaded.path)[0])
+    here = arrays(loaded.model)
+    found: list[tuple[str, int, Kind, int | None]] = []
+    for name, full in whole.items():
+        part = here.get(name)
+        if part is None:
+            found.append((name, 0, "absent", None))
+        elif part.shape == full.shape:
+            found.append((name, part.nbytes, "replicated", None))
+        else:
+            pairs = enumerate(zip(part.shape, full.shape, strict=True))
+            axis = next(index for index, (mine, all_) in pairs if mine != all_)
+            found.append((name, part.nbytes, "split", axis))
+    # What was added after loading, such as an adapter, is whole on each rank.
+    for name, part in here.items():
+        if name not in whole:
+            found.append((name, part.nbytes, "replicated", None))
+    return {"whole": sum(full.nbytes for full in whole.values()), "here": found}
+
+
+def _place(name: str) -> tuple[int | None, str]:
+    """(layer, module): "model.layers.3.mlp.up_proj.weight" is (3, "mlp.up_proj")."""
+    parts = name.split(".")[:-1]
+    for index, part in enumerate(parts[:-1]):
+        if part == "layers" and parts[index + 1].isdigit():
+            return int(parts[index + 1]), ".".join(parts[index + 2 :])
+    return None, ".".join(parts)
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def groups(rows: Sequence[ShardRow], size: int) -> list[Group]:
+    """The lines of the table, in the order of the model.
+
+    In a layer, modules of one parent that are split alike make one line. Layers whose lines are all
+    equal are added up.
+    """
+    # Outside of the layers each module stands for itself.
+    blocks: dict[int | str, dict[str, list[ShardRow]]] = {}
+    for row in rows:
+        block = blocks.setdefault(row.module if row.layer is None else row.layer, {})
+        block.setdefault(row.module, []).append(row)
+    alike: dict[tuple[Group, ...], list[int | str]] = {}
+    for place, modules in blocks.items():
+        alike.setdefault(tuple(_lines(modules, size)), []).append(place)
+    table: list[Group] = []
+    for lines, places in alike.items():
+        label = _spans([place for place in places if isinstance(place, int)])
+        for line in lines:
+            counts = tuple(None if n is None else n * len(places) for n in line.bytes)
+            table.append(attrs.evolve(line, layers=label, bytes=counts))
+            label = ""
+    return table
+
+
+def _lines(modules: dict[str, list[ShardRow]], size: int) -> list[Group]:
+    """The lines of one layer, or of one module outside of them."""
+    merged: dict[tuple[str, str, tuple[bool, ...]], tuple[list[str], list[int]]] = {}
+    for module, rows in modules.items():
+        parent, _, name = module.rpartition(".")
+        counts = [0] * size
+        held = [False] * size
+        for row in rows:
+            counts[row.rank] += row.bytes
+            held[row.rank] |= row.kind != "absent"
+        names, sums = merged.setdefault((parent, _split_text(rows), tuple(held)), ([], [0] * size))
+        names.append(name)
+        sums[:] = [a + b for a, b in zip(sums, counts, strict=True)]
+    lines = []
+    for (parent, split, held_by), (names, sums) in merged.items():
+        label = " ".join(names) if not parent else f"{parent}.{names[0]}"
+        if parent and len(names) > 1:
+            label = f"{parent}: {' '.join(names)}"
+        shown = tuple(n if held else None for n, held in zip(sums, held_by, strict=True))
+        lines.append(Group("", label, split, shown))
+    return lines
+
+
+def _held(counts: Sequence[int | None]) -> list[str]:
+    """The cells that say how much each rank holds: one a rank, or one for all of many ranks."""
+    if len(counts) <= COLUMNS:
+        return ["-" if count is None else bytes_text(count) for count in counts]
+    alike: dict[int, list[int]] = {}
+    for rank, count in enumerate(counts):
+        if count is not None:
+            alike.setdefault(count, []).append(rank)
+    texts = []
+    for count, ranks in alike.items():
+        each = " each" if len(ranks) > 1 else ""
+        texts.append(f"{describe_ranks(ranks)}: {bytes_text(count)}{each}")
+    return ["; ".join(texts)]
+
+
+def _split_text(rows: Iterable[ShardRow]) -> str:
+    """ "axis 0", "whole", or both: "axis 1, whole" for a whole bias beside a split weight."""
+    axes = sorted({row.axis for row in rows if row.axis is not None})
+    words = [f"axis {axis}" for axis in axes]
+    if any(row.kind == "replicated" for row in rows):
+        words.append("whole")
+    return ", ".join(words)
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """ "0-3", "0-2, 6"; "0 ... 58 (20)" when there are more than three spans."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    if len(spans) > 3:
+        return f"{spans[0][0]} ... {spans[-1][1]} ({len(numbers)})"
+    return ", ".join(f"{low}-{high}" if high > low else str(low) for low, high in spans)
