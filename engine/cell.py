@@ -104,7 +104,9 @@ class Cell:
             self._first_failure = time.monotonic()
         if self.done and self.ended is None:
             self.ended = time.monotonic()
-        self._changed.set()
+        if self.ended is not None or run.status != "ok":
+            # Not for each rank that ends well: waking the waiting thread costs the others time.
+            self._changed.set()
 
     # -- for everybody -----------------------------------------------------------------------
 

@@ -1,16 +1,18 @@
 """The line to the ranks: requests, replies and output, over ipyparallel's sockets.
 
-This is the only module that touches ipyparallel's private API (`ipyparallel.client.client.Client`:
+This is the only module that touches the private API of ipyparallel's client: `_setup_streams`,
 `_dispatch_reply`, `_dispatch_single_reply`, `_dispatch_iopub`, `_registration_callbacks`,
-`_mux_stream`, `_control_stream`, `_io_loop`, `_engines`). It sends macluster's own messages beside
-ipyparallel's, because `execute_request` costs each rank four more messages and a full pass through
-ipykernel's request handling; both go through the same authenticated sockets.
+`_engines`, `_mux_stream`, `_control_stream` and `_io_loop`. It sends macluster's own messages
+beside ipyparallel's, because `execute_request` costs each rank four more messages and a full pass
+through ipykernel's request handling. Both go through the same authenticated sockets.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -21,11 +23,22 @@ import ipyparallel
 from ipyparallel.client.client import unpack_message
 
 from .errors import RankDied
+from .wire import Wire
 
 Message = dict[str, Any]
 Channel = Literal["shell", "control"]
 
 PREFIX = "macluster_"
+
+log = logging.getLogger(__name__)
+
+# ipyparallel's handlers without the decorator that parses the frames: a message can be parsed once
+# only, because its signature is refused the second time.
+_stock_dispatch_reply: Callable[..., None] = inspect.unwrap(ipyparallel.Client._dispatch_reply)
+_stock_dispatch_single_reply: Callable[..., None] = inspect.unwrap(
+    ipyparallel.Client._dispatch_single_reply
+)
+_stock_dispatch_iopub: Callable[..., None] = inspect.unwrap(ipyparallel.Client._dispatch_iopub)
 
 
 @attrs.frozen
@@ -91,9 +104,9 @@ class RankClient(ipyparallel.Client):
         called in the IO thread for every output message of the request. A rank that is dead, or
         dies before it answers, resolves its future with RankDied.
         """
-        stream = self._mux_stream if channel == "shell" else self._control_stream
         prepared: list[tuple[Request, Message, bytes]] = []
         futures: list[Future[Reply]] = []
+        packed = self.session.pack(dict(content))  # once, for all ranks
         for rank in ranks:
             future: Future[Reply] = Future()
             futures.append(future)
@@ -101,14 +114,18 @@ class RankClient(ipyparallel.Client):
             if uuid is None:
                 future.set_exception(self._death(rank))
                 continue
-            body = {**content, **each(rank)} if each else dict(content)
-            message = self.session.msg(PREFIX + kind + "_request", body)
+            message = self.session.msg(PREFIX + kind + "_request")
+            message["content"] = self.session.pack({**content, **each(rank)}) if each else packed
             request = Request(rank, message["header"]["msg_id"], on_output, future)
             with self._requests_lock:
                 self._requests[request.msg_id] = request
             prepared.append((request, message, uuid.encode()))
 
         def send() -> None:
+            if channel == "shell" and not buffers:
+                self._wire.send(*(self.session.serialize(m, ident=i) for _, m, i in prepared))
+                return
+            stream = self._control_stream if channel == "control" else self._mux_stream
             for _, message, ident in prepared:
                 self.session.send(stream, message, ident=ident, buffers=list(buffers) or None)
 
@@ -121,15 +138,24 @@ class RankClient(ipyparallel.Client):
 
     # -- receiving (IO thread) -------------------------------------------------------------
 
-    @unpack_message
-    def _dispatch_reply(self, msg: Message) -> None:
+    def _setup_streams(self) -> None:
+        super()._setup_streams()
+        self._wire = Wire(self._mux_stream, self._dispatch_reply)
+
+    def _dispatch_reply(self, frames: list[Any]) -> None:
+        _, parts = self.session.feed_identities(frames, copy=False)
+        try:
+            msg = self.session.deserialize(parts, content=True, copy=False)
+        except ValueError:
+            log.exception("a message with a wrong signature was dropped")
+            return
         if not self._take_reply(msg):
-            super()._dispatch_reply.__wrapped__(self, msg)
+            _stock_dispatch_reply(self, msg)
 
     @unpack_message
     def _dispatch_single_reply(self, msg: Message) -> None:
         if not self._take_reply(msg):
-            super()._dispatch_single_reply.__wrapped__(self, msg)
+            _stock_dispatch_single_reply(self, msg)
 
     @unpack_message
     def _dispatch_iopub(self, msg: Message) -> None:
@@ -137,7 +163,7 @@ class RankClient(ipyparallel.Client):
         request = self._requests.get(parent_id)
         if request is None:
             if not msg["parent_header"].get("msg_type", "").startswith(PREFIX):
-                super()._dispatch_iopub.__wrapped__(self, msg)
+                _stock_dispatch_iopub(self, msg)
             return
         request.outputs += 1
         if request.on_output is not None:

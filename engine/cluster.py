@@ -132,7 +132,11 @@ class Cluster(ipyparallel.Cluster):
 
     @property
     def hosts(self) -> Hostfile:
-        return Hostfile.from_json(self.hostfile)
+        if self._hosts is None or self._hosts[0] is not self.hostfile:
+            self._hosts = (self.hostfile, Hostfile.from_json(self.hostfile))
+        return self._hosts[1]
+
+    _hosts: tuple[dict[str, Any], Hostfile] | None = None
 
     @property
     def name(self) -> str:
@@ -246,7 +250,7 @@ class Cluster(ipyparallel.Cluster):
         if strangers:
             raise StartError(
                 f"Engines {strangers} registered beside the {self.n} ranks.",
-                why="a rank was given a number that is not its own, or another cluster has this name",
+                why="a rank was given a wrong number, or another cluster has this name",
                 do="%cluster stop, then %cluster start with another --name",
             )
 

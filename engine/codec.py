@@ -24,7 +24,7 @@ def is_mlx_array(value: object) -> bool:
     return core is not None and isinstance(value, core.array)
 
 
-def is_numpy_array(value: object) -> bool:
+def is_numpy_array(value: Any) -> bool:
     """True for a `numpy.ndarray` of plain values; does not import numpy."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray) and not value.dtype.hasobject

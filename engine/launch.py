@@ -22,7 +22,6 @@ from ipyparallel.cluster.launcher import (
     LocalControllerLauncher,
     LocalEngineLauncher,
     LocalEngineSetLauncher,
-    LocalProcessLauncher,
 )
 from traitlets import Float
 
@@ -35,6 +34,7 @@ HEARTBEAT_MS = 200
 MISSED_BEATS = 25
 NANNY_GRACE = 0.3  # seconds
 
+CONTROLLER_COMMAND = [sys.executable, "-m", "macluster.engine.controller"]
 RANK_COMMAND = [sys.executable, "-m", "macluster.engine.rank"]
 RANK_ARGUMENTS = [
     "--log-level=WARN",
@@ -54,8 +54,8 @@ CONTROLLER_ARGUMENTS = [
 ]
 
 
-async def end_tree(root: LocalProcessLauncher, grace: float) -> None:
-    """SIGTERM a process, then SIGKILL it and all of its descendants after `grace` seconds.
+async def end_tree(root: Any, grace: float) -> None:
+    """SIGTERM a launcher's process, then SIGKILL it and its descendants after `grace` seconds.
 
     ipyparallel's own `stop` waits for one process after the other, and leaves the children of a
     controller behind when that is stopped while it starts.
@@ -80,6 +80,8 @@ async def end_tree(root: LocalProcessLauncher, grace: float) -> None:
 
 class ControllerLauncher(LocalControllerLauncher):
     """The controller, as a child process that is stopped with all of its children."""
+
+    controller_cmd = CONTROLLER_COMMAND
 
     async def get_connection_info(self, timeout: float | None = None) -> dict[str, Any]:
         paths = list(self.connection_files.values())

@@ -52,8 +52,6 @@ class Handle:
     def __init__(self, cell: Cell, shown_rank: int) -> None:
         self.cell = cell
         self.shown_rank = shown_rank
-        # Somebody has to notice a rank that fails while nobody waits.
-        threading.Thread(target=cell.wait, name="macluster-cell", daemon=True).start()
 
     def __repr__(self) -> str:
         return repr(self.cell)
@@ -135,13 +133,14 @@ class DistributedMagics(Magics):
         live = options.block and not options.group_outputs
         show = relay.Relay(shell, shown) if live else None
         cell = world.run(code, ranks, execution_count=shell.execution_count, on_output=show)
-        if not options.block or options.out:
-            handle = Handle(cell, shown)
-            if options.out:
-                shell.user_ns[options.out] = handle
+        handle = Handle(cell, shown)
+        if options.out:
+            shell.user_ns[options.out] = handle
         if options.local:
             shell.run_cell(local_code)
         if not options.block:
+            # Somebody has to notice a rank that fails while nobody waits.
+            threading.Thread(target=cell.wait, name="macluster-cell", daemon=True).start()
             return handle
         ended = True
         try:

@@ -13,6 +13,7 @@ from typing import Any
 from ..engine.cell import Cell, RankRun
 from ..engine.client import Message
 from ..engine.hostfile import describe_ranks
+from ..engine.units import bytes_text
 
 # A notebook with more text than this in one cell is slow to open and to save.
 MAX_LINES = 5_000
@@ -62,7 +63,7 @@ class Budget:
         if not self.hidden_bytes:
             return ""
         return (
-            f"\n[{self.hidden_lines:,} more lines ({self.hidden_bytes / 2**20:.1f} MiB) are not "
+            f"\n[{self.hidden_lines:,} more lines ({bytes_text(self.hidden_bytes)}) are not "
             f"shown; %cluster output --save FILE writes all of them. The last ones:]\n{self.tail}"
         )
 
@@ -81,9 +82,8 @@ class Relay:
         self.result: dict[str, Any] | None = None
         self._lock = threading.Lock()
         self._kernel = getattr(shell, "kernel", None)
+        self._flushed = False
         if self._kernel is not None:
-            sys.stdout.flush()
-            sys.stderr.flush()
             self._parent = self._kernel.get_parent("shell")
 
     def __call__(self, rank: int, message: Message) -> None:
@@ -116,6 +116,11 @@ class Relay:
         if self._kernel is None:
             _print(kind, content)
             return
+        if not self._flushed:
+            # What the notebook itself printed before comes first.
+            self._flushed = True
+            sys.stdout.flush()
+            sys.stderr.flush()
         # The rank's own number stays out of the saved notebook.
         clean = {key: value for key, value in (metadata or {}).items() if key != "engine"}
         self._kernel.session.send(

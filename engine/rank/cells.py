@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
-import contextlib
 import getpass
-import signal
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 from IPython.core.error import StdinNotImplementedError
@@ -40,26 +38,21 @@ async def run(shell: Any, content: Mapping[str, Any]) -> dict[str, Any]:
     code = content["code"]
     shell.execution_count = content["execution_count"]
     shell._last_traceback = None
+    transformed, problem = code, None
     try:
         transformed = shell.transform_cell(code)
-        problem = None
     except Exception:
-        transformed, problem = code, None
-    if shell.should_run_async(code, transformed_cell=transformed, preprocessing_exc_tuple=problem):
-        task = asyncio.ensure_future(
-            shell.run_cell_async(
-                code,
-                store_history=True,
-                transformed_cell=transformed,
-                preprocessing_exc_tuple=problem,
-            )
-        )
-        with _cancelled_by_sigint(task):
-            result = await task
-        shell.events.trigger("post_execute")
-        shell.events.trigger("post_run_cell", result)
-    else:
-        result = shell.run_cell(code, store_history=True)
+        # `run_cell_async` shows it as the cell's error.
+        problem = sys.exc_info()
+    # Also for cells without an `await`: `run_cell` would transform the source a second time.
+    result = await shell.run_cell_async(
+        code,
+        store_history=True,
+        transformed_cell=transformed,
+        preprocessing_exc_tuple=problem,
+    )
+    shell.events.trigger("post_execute")
+    shell.events.trigger("post_run_cell", result)
     error = result.error_before_exec or result.error_in_exec
     reply: dict[str, Any] = {
         "status": "ok" if result.success else "error",
@@ -79,18 +72,3 @@ def _text(error: BaseException) -> str:
         return str(error)
     except Exception as second:
         return f"<the exception has no text: {second!r}>"
-
-
-@contextlib.contextmanager
-def _cancelled_by_sigint(task: asyncio.Future[Any]) -> Iterator[None]:
-    """An interrupt cancels the task; a KeyboardInterrupt would break the rank's event loop."""
-    loop = asyncio.get_running_loop()
-
-    def cancel(*_: Any) -> None:
-        loop.call_soon_threadsafe(task.cancel)
-
-    before = signal.signal(signal.SIGINT, cancel)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

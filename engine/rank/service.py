@@ -9,18 +9,23 @@ Three kinds of request, as `engine/client.py` sends them:
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import contextlib
+import contextvars
+import gc
 import os
 import signal
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..client import PREFIX, Message
 from ..errors import MaclusterError
+from ..wire import Wire
 from . import cells, data, introspect, variables, world
 
 Answer = tuple[dict[str, Any], Sequence[Any]]
@@ -44,22 +49,53 @@ QUESTIONS: dict[str, Handler] = {
 
 
 class Service:
-    """Installs the handlers on a rank's kernel."""
+    """Takes macluster's requests out of a rank's kernel and answers them.
+
+    Requests on the shell channel go past ipykernel's own dispatch, which would publish two status
+    messages and flush twice for each: on a small cell that is half of the time. Everything else,
+    such as a `%px` of stock ipyparallel, is passed on, and both take turns on the kernel's lock.
+    """
 
     def __init__(self, kernel: Any, rank: int) -> None:
         self.kernel = kernel
         self.rank = rank
         self._sent: Counter[str] = Counter()
+        # One context for all cells, so that a ContextVar set in one is seen by the next.
+        self._context = contextvars.copy_context()
+        self._pass_on: Callable[[list[Any]], Any] = kernel.shell_stream._recv_callback
 
     def install(self) -> None:
         kernel = self.kernel
-        kernel.shell_handlers[PREFIX + "cell_request"] = self.on_cell
-        kernel.shell_handlers[PREFIX + "call_request"] = self.on_call
         kernel.control_handlers[PREFIX + "ask_request"] = self.on_ask
         self._count_outputs()
-        self._mute_status()
-        signal.signal(signal.SIGTERM, leave)
         cells.prepare_shell(kernel.shell)
+        signal.signal(signal.SIGTERM, leave)
+        self._wire = Wire(kernel.shell_stream, self.on_shell_message)
+        # What the imports left is never garbage: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+
+    def on_shell_message(self, frames: list[Any]) -> Any:
+        """Answer a request of ours in a task of its own; hand on everything else."""
+        idents, parts = self.kernel.session.feed_identities(frames, copy=False)
+        if PREFIX.encode() not in parts[1].bytes:
+            return self._pass_on(frames)
+        return asyncio.get_running_loop().create_task(
+            self._answer_in_turn(idents, parts), context=self._context
+        )
+
+    async def _answer_in_turn(self, idents: list[bytes], parts: list[Any]) -> None:
+        kernel = self.kernel
+        async with kernel._main_asyncio_lock:
+            try:
+                parent = kernel.session.deserialize(parts, content=True, copy=False)
+            except ValueError:
+                kernel.log.error("a message with a wrong signature was dropped", exc_info=True)
+                return
+            kernel.set_parent(idents, parent, channel="shell")
+            answer = self.on_cell if "cell" in parent["header"]["msg_type"] else self.on_call
+            with interruptible():
+                await answer(kernel.shell_stream, idents, parent)
 
     # -- handlers --------------------------------------------------------------------------
 
@@ -106,10 +142,14 @@ class Service:
             for output in (sys.stdout, sys.stderr):
                 output.flush()
         content["outputs"] = self._sent.pop(header["msg_id"], 0)
+        session = self.kernel.session
         kind = header["msg_type"].removesuffix("_request") + "_reply"
-        self.kernel.session.send(
-            stream, kind, content, parent=parent, ident=ident, buffers=list(buffers) or None
-        )
+        if stream is self.kernel.shell_stream and not buffers:
+            self._wire.send(session.serialize(session.msg(kind, content, parent=parent), ident))
+        else:
+            session.send(
+                stream, kind, content, parent=parent, ident=ident, buffers=list(buffers) or None
+            )
 
     # -- what ipykernel does that we do in another way ---------------------------------------
 
@@ -138,16 +178,27 @@ class Service:
 
         session.send = counting_send
 
-    def _mute_status(self) -> None:
-        """No busy and idle messages for our own requests: nobody reads them."""
-        publish = self.kernel._publish_status
 
-        def publish_status(status: str, channel: str, parent: Any = None) -> None:
-            parent = parent or self.kernel.get_parent(channel)
-            if not str(parent.get("header", {}).get("msg_type", "")).startswith(PREFIX):
-                publish(status, channel, parent)
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """While a request is answered, SIGINT interrupts it.
 
-        self.kernel._publish_status = publish_status
+    Code that runs gets a KeyboardInterrupt. A cell that awaits something is cancelled, because a
+    KeyboardInterrupt would end the rank's event loop instead.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def interrupt(*_: Any) -> None:
+        if asyncio.current_task(loop) is task:
+            raise KeyboardInterrupt
+        if task is not None:
+            loop.call_soon_threadsafe(task.cancel)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def leave(*_: Any) -> None:
