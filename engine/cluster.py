@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 import ipyparallel
+import psutil
 from IPython.paths import get_ipython_dir
 from traitlets import Dict, Integer, Unicode, default
 from traitlets.config import Config
@@ -29,6 +30,7 @@ from .world import World
 Progress = Callable[[str], None]
 
 DEFAULT_NAME = "macluster"
+ORPHAN_TIMEOUT = 20.0  # seconds that a dead owner's cluster gets to end
 START_TIMEOUT = 120.0  # seconds until every rank must have registered
 
 
@@ -103,7 +105,8 @@ class Cluster(ipyparallel.Cluster):
             self.n = len(hostfile)
 
     # ipyparallel's defaults that do not fit: its own log prints to the notebook, its pause before
-    # the ranks start is not needed, and its profile folder may be readable by others.
+    # the ranks start is not needed, and at exit the guardian ends what still runs.
+    shutdown_atexit = False
     delay = 0.0
     load_profile = False
     send_engines_connection_env = False
@@ -162,10 +165,10 @@ class Cluster(ipyparallel.Cluster):
                 why="no hosts were given",
                 do="Cluster(2).start_sync()",
             )
-        self._claim_name()
+        await self._claim_name()
         self.owner_pid = os.getpid()
         self._guardian = Guardian()
-        self._guardian.tell(files=self._files())
+        self._guardian.tell(files=self._files(), grace=backends.get(self.backend).term_grace)
         try:
             return await self._start(progress)
         except BaseException as error:
@@ -189,6 +192,7 @@ class Cluster(ipyparallel.Cluster):
             await self.start_engines(self.n)
         await self.start_controller()
         self.guard(self.controller.pid)
+        self.controller.on_stop(self.unguard)
         self.rank_connection = (await self.controller.get_connection_info())["engine"]
         if by_launcher:
             await self.start_engines(self.n)
@@ -362,6 +366,11 @@ class Cluster(ipyparallel.Cluster):
         if self._guardian is not None:
             self._guardian.tell(leaders=[pid])
 
+    def unguard(self, stop_data: Mapping[str, Any]) -> None:
+        """A child process has ended: its number may soon belong to somebody else."""
+        if self._guardian is not None:
+            self._guardian.tell(forget=[stop_data["pid"]])
+
     def _synchronize(self, async_f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # Always in the same thread: the launchers report the end of a process to the loop that
         # started it, and a loop per call would be closed by then.
@@ -372,7 +381,7 @@ class Cluster(ipyparallel.Cluster):
         kinds = [f"ipcontroller-{self.cluster_id}-{kind}.json" for kind in ("client", "engine")]
         return [str(self.cluster_file), *(str(security / name) for name in kinds)]
 
-    def _claim_name(self) -> None:
+    async def _claim_name(self) -> None:
         """Raise ClusterExists when the name is taken; clear away what a dead cluster left."""
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise UsageError(
@@ -380,14 +389,18 @@ class Cluster(ipyparallel.Cluster):
                 why="the name becomes part of a file name",
                 do="use letters, digits and dashes",
             )
-        for listing in self.running():
-            if listing.name == self.name:
+        deadline = asyncio.get_running_loop().time() + ORPHAN_TIMEOUT
+        while listing := next((each for each in self.running() if each.name == self.name), None):
+            # After a kernel was restarted, the guardian needs a moment to end its cluster.
+            orphan = listing.owner_pid and not psutil.pid_exists(listing.owner_pid)
+            if not orphan or asyncio.get_running_loop().time() > deadline:
                 raise ClusterExists(
                     f"A cluster named {self.name!r} runs already "
                     f"({listing.size} ranks on {listing.backend}, process {listing.owner_pid}).",
                     why="another notebook of yours started it, or this one did before",
                     do=f"%cluster connect {self.name}, or %cluster start N --name another-name",
                 )
+            await asyncio.sleep(0.1)
         folder = Path(self.profile_dir)
         for each in (folder, folder / "security", folder / "log"):
             each.mkdir(parents=True, exist_ok=True)
@@ -429,8 +442,6 @@ def _cluster_file(name: str) -> Path:
 
 def _alive(path: Path) -> bool:
     """True when the controller of a cluster file still runs."""
-    import psutil
-
     try:
         state = json.loads(path.read_text())["controller"]["state"]
         process = psutil.Process(state["pid"])

@@ -1,4 +1,4 @@
-"""Kill what a cluster started when its owner is gone, however the owner went.
+"""End what a cluster started when its owner is gone, however the owner went.
 
 The owner keeps a pipe to this process open and writes one line of JSON for each process it starts.
 When the pipe closes without a "disarm" line, the owner was killed: this process then ends every
@@ -31,7 +31,11 @@ class Guardian:
         )
 
     def tell(self, **order: Any) -> None:
-        """Send an order: `leaders=[pid]`, `forget=[pid]`, `files=[path]` or `disarm=True`."""
+        """Send an order.
+
+        `leaders=[pid]` and `forget=[pid]` name processes, `files=[path]` what to remove, `grace`
+        the seconds between SIGTERM and SIGKILL, and `disarm=True` calls everything off.
+        """
         process = self._process
         if process is None or process.stdin is None:
             return
@@ -49,46 +53,52 @@ class Guardian:
             process.wait(timeout=10)
 
 
-def watch(lines: TextIO) -> tuple[list[int], list[str], bool]:
-    """Read orders until the pipe closes: session leaders, files, and whether to do nothing."""
-    leaders: list[int] = []
+def watch(lines: TextIO) -> tuple[set[int], list[str], float, bool]:
+    """Read orders until the pipe closes: session leaders, files, grace, whether to do nothing."""
+    leaders: set[int] = set()
     files: list[str] = []
-    disarmed = False
+    grace, disarmed = 2.0, False
     for line in lines:
         order = json.loads(line)
-        leaders.extend(order.get("leaders", []))
+        leaders.update(order.get("leaders", []))
+        leaders.difference_update(order.get("forget", []))
         files.extend(order.get("files", []))
-        for gone in order.get("forget", []):
-            leaders = [pid for pid in leaders if pid != gone]
+        grace = order.get("grace", grace)
         disarmed = disarmed or order.get("disarm", False)
-    return leaders, files, disarmed
+    return leaders, files, grace, disarmed
 
 
-def kill_sessions(leaders: list[int]) -> None:
-    """SIGKILL every process whose session was started by one of `leaders`, and their children."""
+def end_sessions(leaders: set[int], grace: float) -> None:
+    """End every process whose session was started by one of `leaders`, and their children.
+
+    All get SIGTERM first, so that a rank can leave its group, and SIGKILL after `grace` seconds.
+    """
     import psutil
 
-    wanted = set(leaders)
     doomed: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) in wanted:
+            if os.getsid(process.pid) in leaders:
                 doomed[process.pid] = process
                 doomed.update({child.pid: child for child in process.children(recursive=True)})
     for process in doomed.values():
         with contextlib.suppress(psutil.Error):
+            process.terminate()
+    _, alive = psutil.wait_procs(list(doomed.values()), timeout=grace)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(list(doomed.values()), timeout=5)
+    psutil.wait_procs(alive, timeout=5)
 
 
 def main() -> None:
     # A Ctrl-C in the owner's terminal reaches the whole foreground group.
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
-    leaders, files, disarmed = watch(sys.stdin)
+    leaders, files, grace, disarmed = watch(sys.stdin)
     if disarmed:
         return
-    kill_sessions(leaders)
+    end_sessions(leaders, grace)
     for path in files:
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)

@@ -81,6 +81,8 @@ async def end_tree(root: Any, grace: float) -> None:
 class ControllerLauncher(LocalControllerLauncher):
     """The controller, as a child process that is stopped with all of its children."""
 
+    # What the cluster file says, for a process that connects.
+    entrypoint_name = "macluster.engine.launch.ControllerLauncher"
     controller_cmd = CONTROLLER_COMMAND
 
     async def get_connection_info(self, timeout: float | None = None) -> dict[str, Any]:
@@ -149,6 +151,13 @@ class RankLauncher(LocalEngineLauncher):
             self._orders.close()
         self._orders = None
 
+    def notify_stop(self, data: dict[str, Any]) -> dict[str, Any]:
+        if self._orders is not None:
+            self._orders.close()
+            self._orders = None
+        stopped: dict[str, Any] = super().notify_stop(data)
+        return stopped
+
     async def stop(self) -> None:
         if self.state != "after":
             await end_tree(self, self.term_grace)
@@ -165,6 +174,7 @@ class RankLauncher(LocalEngineLauncher):
 class RankSetLauncher(LocalEngineSetLauncher):
     """All ranks of a world. `parent` is the `Cluster` that says which host each rank is on."""
 
+    entrypoint_name = "macluster.engine.launch.RankSetLauncher"
     launcher_class = RankLauncher
 
     def launcher_for(self, host: Host) -> type[RankLauncher]:
@@ -211,6 +221,7 @@ class RankSetLauncher(LocalEngineSetLauncher):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(launcher.output_file)
             launcher.on_stop(self._notice_engine_stopped)
+            launcher.on_stop(cluster.unguard)
             self.launchers[str(rank)] = launcher
             cluster.guard(launcher.start())
         pids = [launcher.pid for launcher in self.launchers.values()]

@@ -104,7 +104,7 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def unload_ipython_extension(shell: Any) -> None:
-    """`%unload_ext macluster`: the magics go, a running cluster stays until it is stopped."""
+    """`%unload_ext macluster`: the magics go; a running cluster ends with the kernel."""
     from .magics.extension import unload
 
     unload(shell)

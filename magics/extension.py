@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 from typing import Any
 
 from .cluster import ClusterMagics
@@ -11,7 +10,6 @@ from .distributed import DistributedMagics
 from .session import Session
 from .variables import VariableMagics
 
-KEY = "macluster"
 _loaded: dict[int, Completion | None] = {}
 
 
@@ -24,11 +22,10 @@ def load(shell: Any) -> None:
         shell.register_magics(magics(shell, session))
     kernel = getattr(shell, "kernel", None)
     _loaded[id(shell)] = Completion(kernel, session) if kernel is not None else None
-    atexit.register(_stop_own, session)
 
 
 def unload(shell: Any) -> None:
-    """Take the magics away. A running cluster goes on until it is stopped or the kernel ends."""
+    """Take the magics away. A running cluster ends with the kernel."""
     completion = _loaded.pop(id(shell), None)
     if completion is not None:
         completion.remove()
@@ -39,9 +36,3 @@ def unload(shell: Any) -> None:
         for name in names:
             shell.magics_manager.magics[kind].pop(name, None)
 
-
-def _stop_own(session: Session) -> None:
-    """At the end of the kernel: stop what this notebook started."""
-    cluster = session.cluster
-    if cluster is not None and session.owned:
-        cluster.stop_sync()
