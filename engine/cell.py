@@ -73,7 +73,8 @@ class Cell:
         state = "done" if self.done else "running"
         if any(run.status not in ("ok", "running") for run in self.runs.values()):
             state = "failed"
-        first = next((line for line in self.code.splitlines() if line.strip()), "")
+        lines = (line.strip() for line in self.code.splitlines())
+        first = next((line for line in lines if line and not line.startswith("#")), "")
         return f"<Cell {state} on {describe_ranks(self.ranks)}, {self.elapsed:.1f} s: {first[:40]}>"
 
     # -- bookkeeping by the world ------------------------------------------------------------

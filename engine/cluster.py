@@ -186,7 +186,7 @@ class Cluster(ipyparallel.Cluster):
 
     async def _start(self, progress: Progress) -> World:
         by_launcher = backends.get(self.backend).command(self.hosts) is not None
-        progress(f"starting {self.n} ranks on {self.backend} ({self.backend_reason})")
+        progress(f"starting {self.n} ranks on {self.backend}")
         if not by_launcher:
             # The ranks import their libraries while the controller comes up.
             await self.start_engines(self.n)
@@ -204,7 +204,7 @@ class Cluster(ipyparallel.Cluster):
         progress("forming the world")
         await self.world.form()
         self.update_cluster_file()
-        progress(f"{self.n} ranks on {self.backend} are ready")
+        progress(f"{self.n} ranks on {self.backend} are ready ({self.backend_reason})")
         return self.world
 
     async def connect_client(self, **options: Any) -> RankClient:
@@ -294,7 +294,7 @@ class Cluster(ipyparallel.Cluster):
         await self._wait_for_ranks(progress)
         await self.world.form()
         self.update_cluster_file()
-        progress(f"{self.n} ranks on {self.backend} are ready")
+        progress(f"{self.n} ranks on {self.backend} are ready ({self.backend_reason})")
 
     # -- other processes -----------------------------------------------------------------------
 

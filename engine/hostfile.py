@@ -196,7 +196,7 @@ def split_assignment(text: str) -> tuple[str, str]:
 
 def parse_ranks(text: str, size: int) -> list[int]:
     """Ranks of "0,2-3" or "all", sorted and without repeats. Raises UsageError."""
-    if text.strip().lower() in ("all", ""):
+    if text.strip().lower() == "all":
         return list(range(size))
     ranks: set[int] = set()
     for part in text.split(","):
@@ -216,7 +216,7 @@ def parse_ranks(text: str, size: int) -> list[int]:
     outside = sorted(rank for rank in ranks if not 0 <= rank < size)
     if outside:
         raise UsageError(
-            f"There is no {describe_ranks(outside)}: the world has ranks 0 to {size - 1}.",
+            f"The world has no {describe_ranks(outside)}, only ranks 0 to {size - 1}.",
             why="ranks are counted from 0",
             do="`%cluster status` lists the ranks",
         )

@@ -208,6 +208,8 @@ class RankSetLauncher(LocalEngineSetLauncher):
                     self.profile_dir, "log", f"macluster-{self.cluster_id}-rank-{rank}.log"
                 ),
                 environment={
+                    # What a Jupyter kernel sets for itself, for figures in the notebook.
+                    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
                     **hostfile.environment(),
                     **cluster.user_env,
                     **backend.launch_environment(hostfile, rank),

@@ -54,7 +54,8 @@ def pull(
             do="pull a part of it (%pull x[:10]) or one rank's (--targets 0), or raise the limit "
             "with --max-bytes",
         )
-    return [_unpacked(reply) for reply in world.call("data.pull", {"names": names}, ranks=chosen)]
+    content = {"names": list(names), "max_bytes": max_bytes}
+    return [_unpacked(reply) for reply in world.call("data.pull", content, ranks=chosen)]
 
 
 def scatter(world: World, name: str, value: Any, ranks: Sequence[int] | None = None) -> list[int]:

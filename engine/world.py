@@ -244,7 +244,8 @@ def _raise_failure(reply: Reply) -> Reply:
         return reply
     kind = getattr(errors, content["ename"], None)
     if isinstance(kind, type) and issubclass(kind, MaclusterError):
-        raise kind(content["evalue"], why=content["why"], do=content["do"])
+        what = f"On rank {reply.rank}: {content['evalue']}"
+        raise kind(what, why=content["why"], do=content["do"])
     last = "".join(content["traceback"]).strip()
     raise WorldError(f"Rank {reply.rank} failed: {content['ename']}: {content['evalue']}", why=last)
 

@@ -85,9 +85,7 @@ class ClusterMagics(Magics):
 
     cluster.__doc__ = (
         "Start, connect, look at and stop the cluster of this notebook.\n\n"
-        + "\n".join(f"{parser.prog}: {parser.description}" for parser in VERBS.values())
-        + "\n\n"
-        + START.format_help()
+        + "\n".join(parser.format_help() for parser in VERBS.values())
     )
 
     def _start(self, options: Any) -> None:
@@ -127,7 +125,7 @@ class ClusterMagics(Magics):
             own.disconnect()
         cluster = Cluster.connect(options.name)
         self.session.adopt(cluster, owned=False)
-        print(f"connected: {cluster.world!r}")
+        print(f"connected to {cluster.name!r}: {cluster.n} ranks on {cluster.backend}")
 
     def _status(self, options: Any) -> tables.Table:
         world = self.session.world
@@ -149,7 +147,10 @@ class ClusterMagics(Magics):
                     place or "",
                 )
             )
-        print(f"{world!r}\nbackend {world.backend}: {world.cluster.backend_reason}")
+        print(
+            f"{world.cluster.name}: {world.size} ranks on {world.backend} "
+            f"({world.cluster.backend_reason}), {world.state}"
+        )
         heading = ("rank", "state", "pid", "memory", "MLX arrays", "at")
         return tables.Table(heading, rows, right=(0, 2, 3, 4))
 

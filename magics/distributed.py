@@ -6,7 +6,13 @@ import argparse
 import threading
 from typing import Any
 
-from IPython.core.magic import Magics, cell_magic, line_cell_magic, magics_class
+from IPython.core.magic import (
+    Magics,
+    cell_magic,
+    line_cell_magic,
+    magics_class,
+    no_var_expand,
+)
 
 from ..engine.cell import Cell
 from ..engine.errors import CellTimeout, UsageError
@@ -15,7 +21,13 @@ from . import relay
 from .arguments import Arguments
 from .session import Session
 
-GROUPINGS = ("engine", "type", "order")
+
+def seconds(text: str) -> float:
+    """A positive number of seconds, for `--timeout`."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0 seconds")
+    return value
 
 
 def _options(magic: str, description: str, *, with_targets: bool) -> Arguments:
@@ -32,11 +44,11 @@ def _options(magic: str, description: str, *, with_targets: bool) -> Arguments:
     parser.add_argument("-o", "--out", metavar="NAME", help="bind the cell's handle to NAME here")
     parser.add_argument("--local", action="store_true", help="run the cell in this kernel, too")
     parser.add_argument(
-        "--group-outputs", choices=GROUPINGS, metavar="HOW",
+        "--group-outputs", choices=relay.GROUPINGS, metavar="HOW",
         help="show every rank's output after the cell, by engine, type or order",
     )  # fmt: skip
     parser.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="stop the cell on all ranks after this"
+        "--timeout", type=seconds, metavar="SECONDS", help="stop the cell on all ranks after this"
     )
     return parser
 
@@ -92,6 +104,7 @@ class DistributedMagics(Magics):
         self.shell: Any = shell
         self.session = session
 
+    @no_var_expand
     @line_cell_magic
     def distributed(self, line: str, cell: str | None = None) -> Handle | None:
         if cell is None:
@@ -132,7 +145,9 @@ class DistributedMagics(Magics):
         shown = ranks[0]
         live = options.block and not options.group_outputs
         show = relay.Relay(shell, shown) if live else None
-        cell = world.run(code, ranks, execution_count=shell.execution_count, on_output=show)
+        # The number that the notebook shows for this cell; `execution_count` is ahead of it.
+        number = shell.displayhook.prompt_count
+        cell = world.run(code, ranks, execution_count=number, on_output=show)
         handle = Handle(cell, shown)
         if options.out:
             shell.user_ns[options.out] = handle
@@ -166,8 +181,6 @@ class DistributedMagics(Magics):
             relay.show_grouped(cell, options.group_outputs)
             return
         show.finish()
-        if show.result is not None:
-            self.shell.displayhook(relay.RankResult(show.result))
         relay.show_others(cell, show.rank)
         for payload in cell.runs[show.rank].payload:
             # `name?` on a rank opens the pager here.

@@ -35,4 +35,3 @@ def unload(shell: Any) -> None:
     ):
         for name in names:
             shell.magics_manager.magics[kind].pop(name, None)
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import itertools
 import re
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 from ..engine.cell import Cell, RankRun
 from ..engine.client import Message
+from ..engine.errors import UsageError
 from ..engine.hostfile import describe_ranks
 from ..engine.units import bytes_text
 
@@ -19,6 +21,7 @@ from ..engine.units import bytes_text
 MAX_LINES = 5_000
 MAX_BYTES = 512 * 2**10
 TAIL_LINES = 20
+TAIL_CHARACTERS = 4096
 FOLDED_BYTES = 16 * 2**10
 
 RELAYED = (
@@ -42,21 +45,23 @@ class Budget:
         if self.lines >= MAX_LINES or self.bytes >= MAX_BYTES:
             self._hide(text)
             return ""
-        kept = re.sub(r"[^\n]*\r(?!\n)", "", text)
-        lines = kept.count("\n")
-        if self.lines + lines <= MAX_LINES and self.bytes + len(kept) <= MAX_BYTES:
+        kept = overwritten(text)
+        lines, size = kept.count("\n"), len(kept.encode())
+        if self.lines + lines <= MAX_LINES and self.bytes + size <= MAX_BYTES:
             self.lines += lines
-            self.bytes += len(kept)
+            self.bytes += size
             return text
-        shown = "".join(text[: MAX_BYTES - self.bytes].splitlines(True)[: MAX_LINES - self.lines])
+        part = text.encode()[: MAX_BYTES - self.bytes].decode(errors="ignore")
+        shown = "".join(part.splitlines(True)[: MAX_LINES - self.lines])
         self.lines = MAX_LINES
         self._hide(text[len(shown) :])
         return shown
 
     def _hide(self, text: str) -> None:
         self.hidden_lines += text.count("\n")
-        self.hidden_bytes += len(text)
-        self.tail = "".join((self.tail + text[-MAX_BYTES:]).splitlines(True)[-TAIL_LINES:])
+        self.hidden_bytes += len(text.encode())
+        last = (self.tail + text)[-TAIL_CHARACTERS:]
+        self.tail = "".join(last.splitlines(True)[-TAIL_LINES:])
 
     def summary(self) -> str:
         """What was left out, and the end of it; empty when nothing was."""
@@ -66,6 +71,13 @@ class Budget:
             f"\n[{self.hidden_lines:,} more lines ({bytes_text(self.hidden_bytes)}) are not "
             f"shown; %cluster output --save FILE writes all of them. The last ones:]\n{self.tail}"
         )
+
+
+def overwritten(text: str) -> str:
+    """What is left of text on a screen, where `\\r` goes back to the start of the line."""
+    if "\r" not in text:
+        return text
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
 
 
 class Relay:
@@ -79,10 +91,15 @@ class Relay:
     def __init__(self, shell: Any, rank: int) -> None:
         self.rank = rank
         self.budget = Budget()
-        self.result: dict[str, Any] | None = None
+        self._shell = shell
         self._lock = threading.Lock()
         self._kernel = getattr(shell, "kernel", None)
         self._flushed = False
+        # A result is displayed by the notebook's own display hook, in the main thread at the end.
+        # What follows it, such as a figure, has to wait for it.
+        self._held: list[Message] = []
+        self._clear: Message | None = None
+        self._last_stream = "stdout"
         if self._kernel is not None:
             self._parent = self._kernel.get_parent("shell")
 
@@ -90,21 +107,41 @@ class Relay:
         """Take an output message of any rank (called in the client's thread)."""
         if rank != self.rank:
             return
-        kind, content = message["header"]["msg_type"], message["content"]
         with self._lock:
-            if kind == "execute_result":
-                self.result = content
-            elif kind == "stream":
-                self._stream(content["name"], self.budget.admit(content["text"]))
-            elif kind in RELAYED:
-                if kind == "clear_output":
-                    self.budget.reset()
-                self._send(kind, content, message.get("metadata"), message.get("buffers"))
+            if self._held or message["header"]["msg_type"] == "execute_result":
+                self._held.append(message)
+            else:
+                self._show(message)
 
     def finish(self) -> None:
-        """Say what was left out."""
+        """Show the result and what came after it, and say what was left out."""
         with self._lock:
-            self._stream("stdout", self.budget.summary())
+            for message in self._held:
+                if message["header"]["msg_type"] == "execute_result":
+                    self._shell.displayhook(RankResult(message["content"]))
+                else:
+                    self._show(message)
+            self._held.clear()
+            self._stream(self._last_stream, self.budget.summary())
+
+    def _show(self, message: Message) -> None:
+        kind, content = message["header"]["msg_type"], message["content"]
+        if kind == "clear_output":
+            self.budget.reset()
+            if content.get("wait"):
+                # Until this rank shows something else: our own folded block must not clear it.
+                self._clear = message
+                return
+        if kind not in RELAYED:
+            return
+        if self._clear is not None:
+            waiting, self._clear = self._clear, None
+            self._send("clear_output", waiting["content"])
+        if kind == "stream":
+            self._last_stream = content["name"]
+            self._stream(content["name"], self.budget.admit(content["text"]))
+        else:
+            self._send(kind, content, message.get("metadata"), message.get("buffers"))
 
     def _stream(self, name: str, text: str) -> None:
         if text:
@@ -173,14 +210,18 @@ def groups_of_equal_output(runs: Sequence[RankRun]) -> list[list[RankRun]]:
 def digest_of(run: RankRun) -> bytes:
     """A hash of a rank's output. How the text was cut into messages does not matter."""
     digest = hashlib.blake2b(digest_size=16)
-    previous = None
-    for kind, content in run.messages:
-        label = content["name"] if kind == "stream" else kind
-        if label != previous or kind != "stream":
-            digest.update(f"\0{label}\0".encode())
-        previous = label
-        digest.update((content["text"] if kind == "stream" else _comparable(content)).encode())
+    for label, group in itertools.groupby(run.messages, key=_label):
+        digest.update(f"\0{label}\0".encode())
+        texts = (content["text"] if kind == "stream" else _comparable(content)
+                 for kind, content in group)  # fmt: skip
+        # Warnings name the file of a cell, whose folder has the number of the rank's process.
+        digest.update(re.sub(r"ipykernel_\d+", "ipykernel", "".join(texts)).encode())
     return digest.digest()
+
+
+def _label(message: tuple[str, dict[str, Any]]) -> str:
+    kind, content = message
+    return str(content["name"]) if kind == "stream" else kind
 
 
 def _comparable(content: dict[str, Any]) -> str:
@@ -199,16 +240,20 @@ def show_others(cell: Cell, shown_rank: int) -> None:
     from IPython.display import display
 
     blocks = []
+    open_line = cell.runs[shown_rank].text()
     for group in groups_of_equal_output(speaking):
         who = describe_ranks(run.rank for run in group)
         same = digest_of(group[0]) == reference
-        text = plain_text(group[0], without_stderr=True)
+        errors = group[0].text("stderr")
+        # A progress bar stays folded; errors never do.
+        shown = bool(errors) and not same and "\r" not in errors
+        text = plain_text(group[0], without_stderr=shown)
         if same or text:
             blocks.append((who, None if same else text))
-        errors = group[0].text("stderr")
-        if errors and not same:
-            # Errors never stay folded away.
-            print(f"[{who}] {errors.rstrip()}"[:FOLDED_BYTES], file=sys.stderr)
+        if shown:
+            gap = "" if open_line.endswith("\n") or not open_line else "\n"
+            print(f"{gap}[{who}] {errors.rstrip()[:FOLDED_BYTES]}", file=sys.stderr)
+            open_line = ""
     if blocks:
         display(_folded(blocks), raw=True)
 
@@ -239,22 +284,32 @@ def _folded(blocks: Sequence[tuple[str, str | None]]) -> dict[str, str]:
             continue
         if len(text) > FOLDED_BYTES:
             text = text[:FOLDED_BYTES] + "\n… cut; %cluster output --save FILE has all of it"
-        text = ANSI.sub("", text)
+        text = overwritten(ANSI.sub("", text))
         lines = text.count("\n")
         plain.append(f"[{who}]\n{text.rstrip()}")
+        count = f"{lines} line{'s' if lines != 1 else ''}"
         rich.append(
-            f'<details><summary style="opacity:0.6;font-size:90%">{who}: {lines} '
-            f"line{'s' if lines != 1 else ''}</summary><pre>{html.escape(text)}</pre></details>"
+            f'<details><summary style="opacity:0.6;font-size:90%">{who}: {count}</summary>'
+            f'<pre style="font-size:90%">{html.escape(text)}</pre></details>'
         )
     return {"text/plain": "\n".join(plain), "text/html": "".join(rich)}
+
+
+GROUPINGS = ("engine", "type", "order")
 
 
 def show_grouped(cell: Cell, how: str) -> None:
     """All ranks' output after the cell has ended, as `%%px --group-outputs` orders it.
 
     `how` is "engine" (rank after rank), "type" (streams, then displays, then results) or "order"
-    (the first output of each rank, then the second, ...).
+    (the first output of each rank, then the second, ...). Raises UsageError for another word.
     """
+    if how not in GROUPINGS:
+        raise UsageError(
+            f"Outputs cannot be grouped by {how!r}.",
+            why="the ways are those of %%px: " + ", ".join(GROUPINGS),
+            do='for example: show("engine")',
+        )
     items = [
         (index, run.rank, kind, content)
         for run in cell.runs.values()
@@ -265,7 +320,12 @@ def show_grouped(cell: Cell, how: str) -> None:
     keys = {
         "engine": lambda item: (item[1], item[0]),
         "order": lambda item: (item[0], item[1]),
-        "type": lambda item: (kinds.index(item[2]), item[1], item[0]),
+        "type": lambda item: (
+            kinds.index(item[2]),
+            item[3].get("name") == "stderr",
+            item[1],
+            item[0],
+        ),
     }
     from IPython.display import display
 
@@ -275,9 +335,12 @@ def show_grouped(cell: Cell, how: str) -> None:
             label = f"[{content['name']}:{rank}]"
             lead = "" if label == previous else f"{label}\n"
             target = sys.stderr if content["name"] == "stderr" else sys.stdout
+            other = sys.stdout if target is sys.stderr else sys.stderr
+            other.flush()
             print(f"{lead}{content['text']}", end="", file=target)
             previous = label
         else:
-            print(f"[output:{rank}]")
+            sys.stderr.flush()
+            print(f"[output:{rank}]", flush=True)
             display(content["data"], metadata=content.get("metadata"), raw=True)
             previous = None

@@ -100,8 +100,13 @@ class ShardMap:
         head, lines, last = self._cells()
 
         def line(cells: Iterable[str], tag: str) -> str:
-            return (
-                "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+            # Words to the left; a notebook's own style puts everything to the right.
+            sides = ["left"] * 3 + ["right" if self.size <= COLUMNS else "left"] * self.size
+            return "<tr>{}</tr>".format(
+                "".join(
+                    f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
+                    for cell, side in zip(cells, sides, strict=False)
+                )
             )
 
         return (

@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import codec
 from ..errors import TransferError
+from ..units import bytes_text
 
 
 def push(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
@@ -27,10 +28,19 @@ def measure(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryvie
 
 
 def pull(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
-    """Encode the value of each expression in `content["names"]`."""
-    specs, out = [], []
+    """Encode the value of each expression in `content["names"]`, `max_bytes` at most in all."""
+    specs: list[dict[str, Any]] = []
+    out: list[Any] = []
     for name in content["names"]:
         spec, parts = codec.encode(_value(kernel, name))
+        size = sum(len(part) for part in [*out, *parts])
+        if size > content["max_bytes"]:
+            # Arrays were measured before; the size of other values is known only now.
+            raise TransferError(
+                f"{name} takes {bytes_text(size)} to send.",
+                why=f"the limit is {bytes_text(content['max_bytes'])}",
+                do="pull a part of it, or raise the limit with --max-bytes",
+            )
         specs.append({"spec": spec, "buffers": len(parts)})
         out.extend(parts)
     return {"values": specs}, out

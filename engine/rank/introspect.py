@@ -65,11 +65,26 @@ def status(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview
 
 def where(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
     """{"place"}: the line of the running cell that the main thread is in, or None when idle."""
+    cell_files = kernel.shell.compile._filename_map
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    filenames = kernel.shell.compile._filename_map
-    while frame is not None and frame.f_code.co_filename not in filenames:
+    while frame is not None and frame.f_code.co_filename not in cell_files:
         frame = frame.f_back
+    if frame is None:
+        frame = _suspended_frame(kernel, cell_files)
     if frame is None:
         return {"place": None}, ()
     source = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
     return {"place": f"line {frame.f_lineno}: `{source}`"}, ()
+
+
+def _suspended_frame(kernel: Any, cell_files: Mapping[str, Any]) -> types.FrameType | None:
+    """The innermost frame of a cell that awaits something, or None when no cell does."""
+    task = getattr(kernel, "macluster_task", None)
+    inner = task.get_coro() if task is not None and not task.done() else None
+    found = None
+    while inner is not None:
+        frame = getattr(inner, "cr_frame", None)
+        if frame is not None and frame.f_code.co_filename in cell_files:
+            found = frame
+        inner = getattr(inner, "cr_await", None)
+    return found

@@ -94,6 +94,7 @@ class Service:
                 return
             kernel.set_parent(idents, parent, channel="shell")
             answer = self.on_cell if "cell" in parent["header"]["msg_type"] else self.on_call
+            kernel.macluster_task = asyncio.current_task()  # for `introspect.where`
             with interruptible():
                 await answer(kernel.shell_stream, idents, parent)
 
