@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import attrs
 
@@ -14,15 +14,22 @@ from .client import Message, Reply
 from .errors import CellCancelled, CellError, CellTimeout, RankDied
 from .hostfile import describe_ranks
 
-if TYPE_CHECKING:
-    from .world import World
-
 Status = Literal["running", "ok", "error", "died"]
 OnOutput = Callable[[int, Message], None]
 
 GRACE = 2.0  # seconds that the others get to end by themselves after one rank has failed
 RETURN = 2.0  # seconds that interrupted ranks get to return together
 KEPT = ("stream", "display_data", "execute_result", "update_display_data", "clear_output")
+
+
+class Rescuer(Protocol):
+    """What a cell asks of its world when ranks do not end by themselves."""
+
+    def where(self, ranks: Sequence[int]) -> dict[int, str]: ...
+
+    def signal(self, name: str, ranks: Sequence[int]) -> None: ...
+
+    def restart_ranks(self) -> None: ...
 
 
 @attrs.define(eq=False)
@@ -55,7 +62,7 @@ class Cell:
     they are interrupted, and those that do not return are restarted.
     """
 
-    def __init__(self, world: World, code: str, ranks: Sequence[int]) -> None:
+    def __init__(self, world: Rescuer, code: str, ranks: Sequence[int]) -> None:
         self.world = world
         self.code = code
         self.ranks = list(ranks)

@@ -145,6 +145,10 @@ class Cluster(ipyparallel.Cluster):
     def name(self) -> str:
         return str(self.cluster_id)
 
+    @property
+    def backend_name(self) -> str:
+        return str(self.backend)
+
     # -- life ----------------------------------------------------------------------------------
 
     async def start(self, progress: Progress = silent) -> World:
@@ -281,8 +285,12 @@ class Cluster(ipyparallel.Cluster):
         await self.restart_ranks(progress)
         return self.world
 
+    def replace_ranks(self) -> None:
+        """What the world does after a failure, from any thread: fresh ranks, blocking."""
+        self.restart_ranks_sync()
+
     async def restart_ranks(self, progress: Progress = silent) -> None:
-        """The part of `restart` that the world itself uses after a failure."""
+        """The part of `restart` that keeps the controller and the world."""
         assert self.world is not None
         client = self.world.client
         await self.stop_engines()

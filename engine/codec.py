@@ -27,7 +27,10 @@ def is_mlx_array(value: object) -> bool:
 def is_numpy_array(value: Any) -> bool:
     """True for a `numpy.ndarray` of plain values; does not import numpy."""
     numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray) and not value.dtype.hasobject
+    # Subclasses carry more than their buffer, such as a mask; they are pickled.
+    if numpy is None or type(value) is not numpy.ndarray:
+        return False
+    return not value.dtype.hasobject and value.dtype.names is None
 
 
 def describe(value: object) -> dict[str, Any]:
@@ -42,8 +45,10 @@ def describe(value: object) -> dict[str, Any]:
         row["shape"] = list(value.shape)  # type: ignore[attr-defined]
         row["dtype"] = str(value.dtype).removeprefix("mlx.core.")  # type: ignore[attr-defined]
         row["bytes"] = int(value.nbytes)  # type: ignore[attr-defined]
-    elif isinstance(value, (str, bytes, bytearray, memoryview)):
-        row["bytes"] = len(value)
+    elif isinstance(value, str):
+        row["bytes"] = len(value.encode("utf-8", "surrogatepass"))
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        row["bytes"] = memoryview(value).nbytes
     return row
 
 
@@ -109,10 +114,8 @@ def _decode_mlx(spec: Mapping[str, Any], buffer: memoryview) -> Any:
     import numpy as np
 
     carrier = _CARRIER.get(spec["dtype"])
-    plain = mx.array(_numpy(np.dtype(carrier or _numpy_name(spec["dtype"])).str, [-1], buffer))
-    typed = plain.view(getattr(mx, spec["dtype"])) if carrier else plain
+    data = _numpy(np.dtype(carrier or spec["dtype"]).str, [-1], buffer)
+    dtype = mx.bool_ if spec["dtype"] == "bool" else getattr(mx, spec["dtype"])
+    # Without its type, mx.array would narrow a float64.
+    typed = mx.array(data).view(dtype) if carrier else mx.array(data, dtype=dtype)
     return typed.reshape(spec["shape"])
-
-
-def _numpy_name(mlx_name: str) -> str:
-    return "bool" if mlx_name == "bool_" else mlx_name

@@ -59,7 +59,11 @@ def watch(lines: TextIO) -> tuple[set[int], list[str], float, bool]:
     files: list[str] = []
     grace, disarmed = 2.0, False
     for line in lines:
-        order = json.loads(line)
+        try:
+            order = json.loads(line)
+        except ValueError:
+            # The owner was killed while it wrote.
+            continue
         leaders.update(order.get("leaders", []))
         leaders.difference_update(order.get("forget", []))
         files.extend(order.get("files", []))
@@ -75,20 +79,30 @@ def end_sessions(leaders: set[int], grace: float) -> None:
     """
     import psutil
 
-    doomed: dict[int, psutil.Process] = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) in leaders:
-                doomed[process.pid] = process
-                doomed.update({child.pid: child for child in process.children(recursive=True)})
-    for process in doomed.values():
+    doomed = _members(leaders)
+    for process in doomed:
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    _, alive = psutil.wait_procs(list(doomed.values()), timeout=grace)
+    psutil.wait_procs(doomed, timeout=grace)
+    # Looked up anew: something may have been started meanwhile.
+    alive = [*_members(leaders), *(process for process in doomed if process.is_running())]
     for process in alive:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(alive, timeout=5)
+
+
+def _members(leaders: set[int]) -> list[Any]:
+    """The processes in the sessions of `leaders`, and their children."""
+    import psutil
+
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) in leaders and process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = process
+                found.update({child.pid: child for child in process.children(recursive=True)})
+    return list(found.values())
 
 
 def main() -> None:
@@ -98,10 +112,10 @@ def main() -> None:
     leaders, files, grace, disarmed = watch(sys.stdin)
     if disarmed:
         return
-    end_sessions(leaders, grace)
     for path in files:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.remove(path)
+    end_sessions(leaders, grace)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from .errors import HostfileError, UsageError
 
 RdmaEntry = None | str | tuple[str, ...]
 
+MOST_RANKS = 10_000  # more than any world; a typing error must not fill the memory
 LOCAL_NAMES = ("127.0.0.1", "localhost")
 EXAMPLE = '[{"ssh": "mac-0", "ips": ["192.168.1.10"]}, {"ssh": "mac-1", "ips": ["192.168.1.11"]}]'
 
@@ -88,8 +89,9 @@ class Hostfile:
     @classmethod
     def load(cls, path: str | Path) -> Hostfile:
         """Read a hostfile. Raises HostfileError naming the file, the entry and the remedy."""
-        path = Path(path).expanduser()
+        path = Path(path)
         try:
+            path = path.expanduser()
             text = path.read_text()
         except FileNotFoundError:
             raise HostfileError(
@@ -98,7 +100,7 @@ class Hostfile:
                 do="give the path of an existing file, or a number of ranks: %cluster start 2\n"
                 "mlx.distributed_config writes a hostfile for Macs with Thunderbolt cables",
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, RuntimeError, UnicodeDecodeError) as error:
             raise HostfileError(
                 f"The hostfile {path} cannot be read: {error}",
                 why="it is a folder, not readable by you, or not a text file",
@@ -130,6 +132,11 @@ class Hostfile:
             raise _malformed(source, f'"backend" is {backend!r}, not a name')
         if not isinstance(envs, list) or not all(isinstance(e, str) and "=" in e for e in envs):
             raise _malformed(source, f'"envs" must be a list of "NAME=value" texts, not {envs!r}')
+        for entry in envs:
+            try:
+                split_assignment(entry)
+            except UsageError as error:
+                raise _malformed(source, f'"envs": {error.what.rstrip(".")}') from None
         hosts = tuple(_host(source, i, entry, len(entries)) for i, entry in enumerate(entries))
         return cls(hosts, backend, tuple(envs), source)
 
@@ -206,7 +213,7 @@ def parse_ranks(text: str, size: int) -> list[int]:
             high = int(last) if dash else low
         except ValueError:
             low, high = 0, -1
-        if low > high:
+        if low > high or high >= MOST_RANKS:
             raise UsageError(
                 f"{text!r} does not name ranks.",
                 why="ranks are given as numbers and ranges",

@@ -66,10 +66,10 @@ def scatter(world: World, name: str, value: Any, ranks: Sequence[int] | None = N
     """
     chosen = world.ranks if ranks is None else list(ranks)
     try:
-        length = len(value)
-    except TypeError:
+        length, _ = len(value), value[0:0]
+    except (TypeError, KeyError):
         raise TransferError(
-            f"{name!r} cannot be scattered: a {type(value).__name__} has no length.",
+            f"{name!r} cannot be scattered: a {type(value).__name__} has no parts in an order.",
             why="scatter splits an array or a list along its first axis",
             do="use %push to send the whole value to every rank",
         ) from None

@@ -6,6 +6,6 @@ from __future__ import annotations
 def bytes_text(count: float) -> str:
     """ "512 B", "65.5 kB", "12.3 GB": decimal units, as macOS and MLX count."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
+        if count >= 0.99995 * scale:
             return f"{count / scale:.1f} {unit}"
     return f"{count:.0f} B"

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -19,24 +19,36 @@ from .client import RankClient, Reply
 from .errors import MaclusterError, WorldBroken, WorldError
 from .hostfile import Hostfile, describe_ranks
 
-if TYPE_CHECKING:
-    from .cluster import Cluster
-
 FORM_TIMEOUT = 60.0  # seconds; MLX itself gives up connecting after about 31
 ASK_TIMEOUT = 5.0  # seconds
+
+
+class Owner(Protocol):
+    """The cluster, as far as its world needs to know it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def backend_name(self) -> str: ...
+
+    @property
+    def hosts(self) -> Hostfile: ...
+
+    def replace_ranks(self) -> None: ...
 
 
 class World:
     """The ranks of a running cluster. Made by `Cluster.start` and `Cluster.connect`."""
 
-    def __init__(self, cluster: Cluster, client: RankClient) -> None:
+    def __init__(self, cluster: Owner, client: RankClient) -> None:
         self.cluster = cluster
         self.client = client
         self.last_cell: Cell | None = None
         self._restarting = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"<World {self.cluster.cluster_id}: {self.size} ranks, {self.backend}, {self.state}>"
+        return f"<World {self.cluster.name}: {self.size} ranks, {self.backend}, {self.state}>"
 
     @property
     def size(self) -> int:
@@ -44,7 +56,7 @@ class World:
 
     @property
     def backend(self) -> str:
-        return str(self.cluster.backend)
+        return self.cluster.backend_name
 
     @property
     def ranks(self) -> list[int]:
@@ -173,7 +185,7 @@ class World:
     def restart_ranks(self) -> None:
         """Kill all ranks and start them anew, on the same controller."""
         with self._restarting:
-            self.cluster.restart_ranks_sync()
+            self.cluster.replace_ranks()
 
     # -- forming -------------------------------------------------------------------------------
 
@@ -182,7 +194,7 @@ class World:
 
         Raises WorldError or BackendError; the caller ends the processes.
         """
-        hostfile: Hostfile = self.cluster.hosts
+        hostfile = self.cluster.hosts
         backend = backends.get(self.backend)
         prepared = await self._gather(
             self.send_call(

@@ -128,11 +128,11 @@ class ClusterMagics(Magics):
         print(f"connected to {cluster.name!r}: {cluster.n} ranks on {cluster.backend}")
 
     def _status(self, options: Any) -> tables.Table:
-        world = self.session.world
+        cluster, world = self.session.running
         rows = []
         for rank in world.ranks:
             if rank not in world.alive:
-                said = world.cluster.last_words(rank).splitlines()
+                said = cluster.last_words(rank).splitlines()
                 rows.append((str(rank), "dead", "", "", "", said[-1] if said else ""))
                 continue
             facts = world.ask("status", rank=rank)
@@ -148,22 +148,22 @@ class ClusterMagics(Magics):
                 )
             )
         print(
-            f"{world.cluster.name}: {world.size} ranks on {world.backend} "
-            f"({world.cluster.backend_reason}), {world.state}"
+            f"{cluster.name}: {world.size} ranks on {world.backend} "
+            f"({cluster.backend_reason}), {world.state}"
         )
         heading = ("rank", "state", "pid", "memory", "MLX arrays", "at")
         return tables.Table(heading, rows, right=(0, 2, 3, 4))
 
     def _restart(self, options: Any) -> None:
-        world = self.session.world
-        world.cluster.restart_sync(Steps())
+        cluster, _ = self.session.running
+        cluster.restart_sync(Steps())
 
     def _stop(self, options: Any) -> None:
-        world = self.session.world
+        cluster, _ = self.session.running
         began = time.monotonic()
-        world.cluster.stop_sync()
+        cluster.stop_sync()
         self.session.release()
-        print(f"stopped {world.cluster.name!r} in {time.monotonic() - began:.1f} s")
+        print(f"stopped {cluster.name!r} in {time.monotonic() - began:.1f} s")
 
     def _list(self, options: Any) -> tables.Table:
         own = self.session.cluster.name if self.session.cluster else None

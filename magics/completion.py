@@ -12,7 +12,7 @@ from .arguments import Arguments
 from .session import Session
 
 DISTRIBUTED_CELL = re.compile(r"\s*%%(distributed|rank)\b[^\n]*\n")
-DISTRIBUTED_LINE = re.compile(r"\s*%distributed\s+(?=[^-\s])")
+DISTRIBUTED_LINE = re.compile(r"\s*%distributed[ \t]+([^\n]*)\Z")
 ANSWER_TIMEOUT = 2.0  # seconds; a stopped rank must not freeze the editor
 
 OPTIONS: dict[str, Arguments] = {
@@ -98,8 +98,15 @@ class Completion:
 
 def body_start(code: str) -> int | None:
     """Where the code that runs on the ranks begins, or None when no part of it does."""
-    match = DISTRIBUTED_CELL.match(code) or DISTRIBUTED_LINE.match(code)
-    return match.end() if match else None
+    if cell := DISTRIBUTED_CELL.match(code):
+        return cell.end()
+    if line := DISTRIBUTED_LINE.match(code):
+        rest = line[1]
+        end = distributed.options_end(distributed.DISTRIBUTED, rest)
+        end += len(rest[end:]) - len(rest[end:].lstrip())
+        if not rest[end:].startswith("-"):
+            return line.start(1) + end
+    return None
 
 
 def option_completions(line: str) -> list[str] | None:
@@ -109,6 +116,8 @@ def option_completions(line: str) -> list[str] | None:
         return None
     current = "" if line[-1].isspace() else words[-1]
     if words[0] == "%cluster":
+        if words == [current]:
+            return None
         before = words[1:] if not current else words[1:-1]
         if not before:
             return [verb for verb in cluster.VERBS if verb.startswith(current)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import threading
 from typing import Any
 
@@ -190,25 +191,34 @@ class DistributedMagics(Magics):
 def numbered(first_line: str, body: str) -> str:
     """The cell's source for the ranks, with the line numbers that the notebook shows.
 
-    The magic's own line becomes a comment, unless another cell magic has to stay on top.
+    The magic's own line becomes a comment, unless another cell magic has to stay on top. It is
+    indented like the body, which IPython moves to the left as a whole.
     """
-    return body if body.lstrip().startswith("%%") else f"# {first_line.rstrip()}\n{body}"
+    if body.lstrip().startswith("%%"):
+        return body
+    first = next((line for line in body.splitlines() if line.strip()), "")
+    indent = first[: len(first) - len(first.lstrip())]
+    return f"{indent}# {first_line.rstrip()}\n{body}"
+
+
+WORD = re.compile(r"""\s*((?:"[^"]*"|'[^']*'|\S)+)""")
 
 
 def split_line(parser: Arguments, line: str) -> tuple[argparse.Namespace, str]:
     """Options at the start of a line magic, and the code behind them, quotes and all."""
+    end = options_end(parser, line)
+    return parser.read(line[:end]), line[end:].strip()
+
+
+def options_end(parser: Arguments, line: str) -> int:
+    """Where the options at the start of `line` end."""
     actions = {name: action for action in parser._actions for name in action.option_strings}
-    words: list[str] = []
-    rest = line.strip()
-    while rest.startswith("-"):
-        word, _, after = rest.partition(" ")
-        name, equals, _ = word.partition("=")
+    end = 0
+    while match := WORD.match(line, end):
+        name, equals, _ = match[1].partition("=")
         if name not in actions:
             break
-        words.append(word)
-        rest = after.lstrip()
-        if not equals and actions[name].nargs != 0:
-            value, _, after = rest.partition(" ")
-            words.append(value)
-            rest = after.lstrip()
-    return parser.parse_args(words), rest
+        end = match.end()
+        if not equals and actions[name].nargs != 0 and (value := WORD.match(line, end)):
+            end = value.end()
+    return end

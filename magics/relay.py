@@ -39,29 +39,33 @@ class Budget:
     def reset(self) -> None:
         self.lines = self.bytes = self.hidden_lines = self.hidden_bytes = 0
         self.tail = ""
+        self._open = ""  # the last line, as long as it may still be overwritten
 
     def admit(self, text: str) -> str:
         """The part of `text` that may be shown."""
         if self.lines >= MAX_LINES or self.bytes >= MAX_BYTES:
             self._hide(text)
             return ""
-        kept = overwritten(text)
-        lines, size = kept.count("\n"), len(kept.encode())
+        kept = overwritten(self._open + text)
+        lines, size = kept.count("\n"), _size(kept) - _size(overwritten(self._open))
         if self.lines + lines <= MAX_LINES and self.bytes + size <= MAX_BYTES:
             self.lines += lines
             self.bytes += size
+            # A line end that may be the first half of "\r\n" is kept as it is.
+            last = (self._open + text).rpartition("\n")[2]
+            self._open = overwritten(last) + ("\r" if last.endswith("\r") else "")
             return text
-        part = text.encode()[: MAX_BYTES - self.bytes].decode(errors="ignore")
-        shown = "".join(part.splitlines(True)[: MAX_LINES - self.lines])
+        part = text.encode(errors="replace")[: MAX_BYTES - self.bytes].decode(errors="ignore")
+        shown = "".join(_lines(part)[: MAX_LINES - self.lines])
         self.lines = MAX_LINES
         self._hide(text[len(shown) :])
         return shown
 
     def _hide(self, text: str) -> None:
         self.hidden_lines += text.count("\n")
-        self.hidden_bytes += len(text.encode())
+        self.hidden_bytes += _size(text)
         last = (self.tail + text)[-TAIL_CHARACTERS:]
-        self.tail = "".join(last.splitlines(True)[-TAIL_LINES:])
+        self.tail = "".join(_lines(last)[-TAIL_LINES:])
 
     def summary(self) -> str:
         """What was left out, and the end of it; empty when nothing was."""
@@ -71,6 +75,15 @@ class Budget:
             f"\n[{self.hidden_lines:,} more lines ({bytes_text(self.hidden_bytes)}) are not "
             f"shown; %cluster output --save FILE writes all of them. The last ones:]\n{self.tail}"
         )
+
+
+def _size(text: str) -> int:
+    return len(text.encode(errors="replace"))
+
+
+def _lines(text: str) -> list[str]:
+    # Not `splitlines`: it also cuts at "\r", which starts no new line on a screen.
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
 def overwritten(text: str) -> str:
@@ -285,7 +298,7 @@ def _folded(blocks: Sequence[tuple[str, str | None]]) -> dict[str, str]:
         if len(text) > FOLDED_BYTES:
             text = text[:FOLDED_BYTES] + "\n… cut; %cluster output --save FILE has all of it"
         text = overwritten(ANSI.sub("", text))
-        lines = text.count("\n")
+        lines = text.count("\n") + (not text.endswith("\n"))
         plain.append(f"[{who}]\n{text.rstrip()}")
         count = f"{lines} line{'s' if lines != 1 else ''}"
         rich.append(
@@ -329,18 +342,18 @@ def show_grouped(cell: Cell, how: str) -> None:
     }
     from IPython.display import display
 
-    previous = None
+    previous, open_line = None, False
     for _, rank, kind, content in sorted(items, key=keys[how]):
         if kind == "stream":
             label = f"[{content['name']}:{rank}]"
-            lead = "" if label == previous else f"{label}\n"
+            lead = "" if label == previous else "\n" * open_line + f"{label}\n"
             target = sys.stderr if content["name"] == "stderr" else sys.stdout
             other = sys.stdout if target is sys.stderr else sys.stderr
             other.flush()
             print(f"{lead}{content['text']}", end="", file=target)
-            previous = label
+            previous, open_line = label, not content["text"].endswith("\n")
         else:
             sys.stderr.flush()
-            print(f"[output:{rank}]", flush=True)
+            print("\n" * open_line + f"[output:{rank}]", flush=True)
             display(content["data"], metadata=content.get("metadata"), raw=True)
-            previous = None
+            previous, open_line = None, False

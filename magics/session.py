@@ -17,6 +17,11 @@ class Session:
     @property
     def world(self) -> World:
         """The running world. Raises ClusterNotFound when there is none."""
+        return self.running[1]
+
+    @property
+    def running(self) -> tuple[Cluster, World]:
+        """The cluster and its world. Raises ClusterNotFound when none runs."""
         if self.cluster is None or self.cluster.world is None:
             running = ", ".join(listing.name for listing in Cluster.running())
             others = f", or %cluster connect NAME (running: {running})" if running else ""
@@ -25,7 +30,7 @@ class Session:
                 why="none was started or connected in this kernel, or it was stopped",
                 do="%cluster start 2" + others,
             )
-        return self.cluster.world
+        return self.cluster, self.cluster.world
 
     def adopt(self, cluster: Cluster, *, owned: bool) -> None:
         self.cluster, self.owned = cluster, owned

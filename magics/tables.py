@@ -34,8 +34,17 @@ class Table:
             table.add_row(*row)
         out = io.StringIO()
         # Plain text also in a notebook, where rich would display HTML by itself.
-        Console(file=out, width=110, force_jupyter=False, color_system=None).print(table)
-        return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines())
+        # And words as they are: rich would read "[red]" as an order.
+        Console(
+            file=out,
+            width=110,
+            force_jupyter=False,
+            color_system=None,
+            markup=False,
+            emoji=False,
+            highlight=False,
+        ).print(table)
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
 
     def _repr_html_(self) -> str:
         if not self.rows:
