@@ -1,0 +1,81 @@
+"""Notebook kernels that end while their cluster runs, and notebooks that run from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.manager import KernelManager, start_new_kernel
+from nbclient import NotebookClient
+
+from tests.cluster.processes import PATIENCE, still_there
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture
+def kernel() -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        yield manager, client
+    finally:
+        client.stop_channels()
+        if manager.is_alive():
+            manager.shutdown_kernel(now=True)
+        manager.cleanup_resources()
+
+
+def run(client: BlockingKernelClient, code: str) -> None:
+    """Run a cell; fails with the cell's own traceback."""
+    outputs: list[str] = []
+    reply = client.execute_interactive(
+        code, timeout=PATIENCE, output_hook=lambda message: outputs.append(str(message["content"]))
+    )
+    assert reply["content"]["status"] == "ok", outputs
+
+
+def start(manager: KernelManager, client: BlockingKernelClient, name: str) -> list[psutil.Process]:
+    """Start a cluster in the kernel; return every process that came with it."""
+    run(client, "%load_ext macluster")
+    run(client, f"%cluster start 2 --name {name}")
+    run(client, "%%distributed\nmx.eval(mx.distributed.all_sum(mx.array(1)))")
+    processes = psutil.Process(manager.provisioner.pid).children(recursive=True)
+    # The controller and its heart, two ranks with their nannies, and the guardian.
+    assert len(processes) >= 6
+    return processes
+
+
+def test_a_kernel_that_is_killed_leaves_nothing(
+    kernel: tuple[KernelManager, BlockingKernelClient],
+) -> None:
+    manager, client = kernel
+    processes = start(manager, client, "killed-kernel")
+    psutil.Process(manager.provisioner.pid).kill()
+    assert still_there(processes) == []
+
+
+def test_a_kernel_that_restarts_leaves_nothing_and_can_start_the_same_name_again(
+    kernel: tuple[KernelManager, BlockingKernelClient],
+) -> None:
+    manager, client = kernel
+    processes = start(manager, client, "restarted-kernel")
+    manager.restart_kernel()
+    client.wait_for_ready(timeout=PATIENCE)
+    again = start(manager, client, "restarted-kernel")
+    assert still_there(processes) == []
+    run(client, "%cluster stop")
+    assert still_there(again) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_runs_from_top_to_bottom(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    # nbclient raises the error of a cell that fails.
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    shown = nbformat.writes(notebook)
+    assert "The capital of Japan is Tokyo." in shown
+    assert len(shown) < 60_000
