@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, Protocol
 
 import attrs
 
 from .client import Message, Reply
-from .errors import CellCancelled, CellError, CellTimeout, RankDied
+from .errors import CellCancelled, CellError, CellTimeout, MaclusterError, RankDied
 from .hostfile import describe_ranks
 
 Status = Literal["running", "ok", "error", "died"]
@@ -25,7 +26,9 @@ KEPT = ("stream", "display_data", "execute_result", "update_display_data", "clea
 class Rescuer(Protocol):
     """What a cell asks of its world when ranks do not end by themselves."""
 
-    def where(self, ranks: Sequence[int]) -> dict[int, str]: ...
+    def where(self, ranks: Sequence[int]) -> dict[int, dict[str, Any]]: ...
+
+    def forget(self, cell: str, ranks: Sequence[int]) -> None: ...
 
     def signal(self, name: str, ranks: Sequence[int]) -> None: ...
 
@@ -44,7 +47,7 @@ class RankRun:
     traceback: list[str] = attrs.field(factory=list)
     elapsed: float | None = None  # seconds in the rank
     payload: list[dict[str, Any]] = attrs.field(factory=list)
-    death: RankDied | None = None
+    death: MaclusterError | None = None
 
     def text(self, stream: str | None = None) -> str:
         """What the rank printed, on one stream (`"stdout"`, `"stderr"`) or on both in order."""
@@ -63,6 +66,7 @@ class Cell:
     """
 
     def __init__(self, world: Rescuer, code: str, ranks: Sequence[int]) -> None:
+        self.id = uuid.uuid4().hex
         self.world = world
         self.code = code
         self.ranks = list(ranks)
@@ -71,7 +75,7 @@ class Cell:
         self.ended: float | None = None
         self.notes: list[str] = []
         self.cancelled = False
-        self._changed = threading.Event()
+        self._changed = threading.Condition()
         self._first_failure: float | None = None
         self._rescuing = threading.Lock()
         self._killed: set[int] = set()  # by us, because they were stuck
@@ -97,10 +101,16 @@ class Cell:
             self.runs[rank].messages.append((kind, message["content"]))
 
     def _on_done(self, run: RankRun, future: Future[Reply]) -> None:
+        if run.status != "running":
+            return  # forgotten before its turn
         try:
             content = future.result().content
-        except RankDied as death:
-            run.status, run.death = "died", death
+        except Exception as error:
+            if isinstance(error, MaclusterError):
+                run.death = error
+            else:
+                run.death = RankDied(f"Rank {run.rank} is lost: {error!r}")
+            run.status = "died"
         else:
             run.ename, run.evalue = content.get("ename", ""), content.get("evalue", "")
             run.traceback = content.get("traceback", [])
@@ -108,13 +118,17 @@ class Cell:
             run.payload = content.get("payload", [])
             # Last, because `done` looks at it from other threads.
             run.status = "ok" if content["status"] == "ok" else "error"
+        self._note_end(run)
+
+    def _note_end(self, run: RankRun) -> None:
         if run.status != "ok" and self._first_failure is None:
             self._first_failure = time.monotonic()
         if self.done and self.ended is None:
             self.ended = time.monotonic()
         if self.ended is not None or run.status != "ok":
             # Not for each rank that ends well: waking the waiting thread costs the others time.
-            self._changed.set()
+            with self._changed:
+                self._changed.notify_all()
 
     # -- for everybody -----------------------------------------------------------------------
 
@@ -139,16 +153,21 @@ class Cell:
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.done:
             now = time.monotonic()
-            limits = [] if deadline is None else [deadline - now]
-            if self._first_failure is not None:
-                limits.append(self._first_failure + GRACE - now)
-            if deadline is not None and now >= deadline:
-                return False
-            if self._first_failure is not None and now >= self._first_failure + GRACE:
+            failure = self._first_failure
+            if failure is not None and now >= failure + GRACE:
                 self._rescue("another rank had failed")
                 continue
-            self._changed.wait(max(0.0, min(limits)) if limits else None)
-            self._changed.clear()
+            if deadline is not None and now >= deadline:
+                return False
+            limits = [] if deadline is None else [deadline - now]
+            if failure is not None:
+                limits.append(failure + GRACE - now)
+            with self._changed:
+                # Also when the first rank fails: from then on there is a limit.
+                self._changed.wait_for(
+                    lambda: self.done or self._first_failure is not failure,  # noqa: B023
+                    min(limits) if limits else None,
+                )
         return True
 
     def interrupt(self, why: str = "interrupted") -> None:
@@ -162,17 +181,22 @@ class Cell:
     def _rescue(self, why: str) -> None:
         """Interrupt the ranks that still run; kill and restart the world when that is no use."""
         with self._rescuing:
+            if not self.running:
+                return
+            stood = self.world.where(self.running)
+            self._forget_where_it_waits(stood)
             stuck = self.running
             if not stuck:
+                self.notes.append(f"cancelled before its turn, because {why}.")
                 return
-            stood = self.world.where(stuck)
             self.world.signal("SIGINT", stuck)
             if self._all_return(RETURN):
                 self.notes.append(f"{describe_ranks(stuck)}: interrupted, because {why}.")
                 return
             stuck = self.running
             for rank in stuck:
-                self.notes.append(f"rank {rank} was at {stood.get(rank, 'an unknown place')}.")
+                place = stood.get(rank, {}).get("place") or "an unknown place"
+                self.notes.append(f"rank {rank} was at {place}.")
             self.notes.append(
                 f"{describe_ranks(stuck)} did not react to an interrupt within {RETURN:.0f} s "
                 f"({why}), so all ranks were restarted: their variables and models are gone."
@@ -181,15 +205,21 @@ class Cell:
             self.world.restart_ranks()
             self._all_return(RETURN)
 
+    def _forget_where_it_waits(self, stood: Mapping[int, Mapping[str, Any]]) -> None:
+        """End the cell on ranks that are busy with an earlier one, which is not to be disturbed."""
+        waiting = [
+            rank for rank in self.running if stood.get(rank, {}).get("cell") not in (None, self.id)
+        ]
+        self.world.forget(self.id, waiting)
+        for rank in waiting:
+            run = self.runs[rank]
+            run.ename, run.evalue = "CancelledError", "the cell was cancelled before its turn"
+            run.status = "error"
+            self._note_end(run)
+
     def _all_return(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while not self.done:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return False
-            self._changed.wait(left)
-            self._changed.clear()
-        return True
+        with self._changed:
+            return self._changed.wait_for(lambda: self.done, seconds)
 
     def result(self, timeout: float | None = None) -> Cell:
         """Wait, raise the cell's error if it failed, and return the cell itself."""

@@ -22,7 +22,7 @@ import attrs
 import ipyparallel
 from ipyparallel.client.client import unpack_message
 
-from .errors import RankDied
+from .errors import MaclusterError, RankDied, WorldBroken
 from .wire import Wire
 
 Message = dict[str, Any]
@@ -65,13 +65,10 @@ class Request:
     reply: Reply | None = None
     outputs: int = 0
 
-    def settle(self) -> bool:
-        """Resolve when the reply and all of its output are here. True when it is resolved."""
-        if self.reply is None or self.outputs < self.reply.content.get("outputs", 0):
-            return False
-        if not self.future.done():
-            self.future.set_result(self.reply)
-        return True
+    @property
+    def complete(self) -> bool:
+        """True when the reply and all of the output that it counts are here."""
+        return self.reply is not None and self.outputs >= self.reply.content.get("outputs", 0)
 
 
 class RankClient(ipyparallel.Client):
@@ -81,7 +78,8 @@ class RankClient(ipyparallel.Client):
         # The base class starts its IO thread inside __init__.
         self._requests: dict[str, Request] = {}
         self._requests_lock = threading.Lock()
-        self._departed: dict[int, str] = {}
+        self._departed: set[int] = set()
+        self._lost: MaclusterError | None = None
         super().__init__(*args, **kwargs)
         self._registration_callbacks.append(self._on_registration)
 
@@ -102,7 +100,8 @@ class RankClient(ipyparallel.Client):
 
         `each(rank)` gives content that differs between ranks. `on_output(rank, message)` is
         called in the IO thread for every output message of the request. A rank that is dead, or
-        dies before it answers, resolves its future with RankDied.
+        dies before it answers, resolves its future with RankDied, and a client that is closed or
+        has lost its controller with WorldBroken.
         """
         prepared: list[tuple[Request, Message, bytes]] = []
         futures: list[Future[Reply]] = []
@@ -118,6 +117,9 @@ class RankClient(ipyparallel.Client):
             message["content"] = self.session.pack({**content, **each(rank)}) if each else packed
             request = Request(rank, message["header"]["msg_id"], on_output, future)
             with self._requests_lock:
+                if self._lost is not None:
+                    future.set_exception(self._lost)
+                    continue
                 self._requests[request.msg_id] = request
             prepared.append((request, message, uuid.encode()))
 
@@ -131,9 +133,9 @@ class RankClient(ipyparallel.Client):
 
         self._io_loop.add_callback(send)
         # A rank that left between the look-up above and here has had its notification already.
-        for request, _, _ in prepared:
-            if request.rank not in self._engines:
-                self._fail(request, self._death(request.rank))
+        for request, _, ident in prepared:
+            if self._engines.get(request.rank) != ident.decode():
+                self._resolve(request, self._death(request.rank))
         return futures
 
     # -- receiving (IO thread) -------------------------------------------------------------
@@ -167,9 +169,13 @@ class RankClient(ipyparallel.Client):
             return
         request.outputs += 1
         if request.on_output is not None:
-            request.on_output(request.rank, msg)
-        if request.settle():
-            self._forget(request)
+            try:
+                request.on_output(request.rank, msg)
+            except Exception:
+                # Showing output may fail; the cell that sent it must end all the same.
+                log.exception("an output message could not be shown")
+        if request.complete:
+            self._resolve(request)
 
     def _take_reply(self, msg: Message) -> bool:
         request = self._requests.get(msg["parent_header"].get("msg_id", ""))
@@ -177,13 +183,19 @@ class RankClient(ipyparallel.Client):
             return False
         buffers = [memoryview(buffer) for buffer in msg["buffers"]]
         request.reply = Reply(request.rank, msg["content"], buffers)
-        if request.settle():
-            self._forget(request)
+        if request.complete:
+            self._resolve(request)
         return True
 
-    def _forget(self, request: Request) -> None:
+    def _resolve(self, request: Request, error: Exception | None = None) -> None:
+        """Resolve a request, once: whoever takes it out of the table does it."""
         with self._requests_lock:
-            self._requests.pop(request.msg_id, None)
+            if self._requests.pop(request.msg_id, None) is None:
+                return
+        if error is not None:
+            request.future.set_exception(error)
+        elif request.reply is not None:
+            request.future.set_result(request.reply)
 
     async def until(self, condition: Callable[[set[int]], bool], timeout: float) -> bool:
         """Wait until `condition` holds for the set of registered ranks. False after `timeout`."""
@@ -211,18 +223,26 @@ class RankClient(ipyparallel.Client):
     def _on_registration(self, event: Mapping[str, Any]) -> None:
         rank = int(event["id"])
         if event["event"] == "register":
-            self._departed.pop(rank, None)
+            self._departed.discard(rank)
             return
-        self._departed[rank] = event.get("uuid", "")
+        self._departed.add(rank)
         with self._requests_lock:
             stranded = [r for r in self._requests.values() if r.rank == rank]
         for request in stranded:
-            self._fail(request, self._death(rank))
+            self._resolve(request, self._death(rank))
 
-    def _fail(self, request: Request, error: Exception) -> None:
-        self._forget(request)
-        if not request.future.done():
-            request.future.set_exception(error)
+    @property
+    def lost(self) -> MaclusterError | None:
+        """Why no rank can be reached any more, or None."""
+        return self._lost
+
+    def lose(self, error: MaclusterError) -> None:
+        """No reply will ever come again: fail what is under way and whatever is asked later."""
+        with self._requests_lock:
+            self._lost = self._lost or error
+            pending = list(self._requests.values())
+        for request in pending:
+            self._resolve(request, error)
 
     def _death(self, rank: int) -> RankDied:
         what = f"Rank {rank} died." if rank in self._departed else f"There is no rank {rank}."
@@ -233,8 +253,13 @@ class RankClient(ipyparallel.Client):
         )
 
     def close(self, linger: int | None = None) -> None:
+        # The base class closes itself once more when it is collected, perhaps half-built.
+        if hasattr(self, "_lost"):
+            self.lose(
+                WorldBroken(
+                    "The connection to the cluster was closed.",
+                    why="the cluster was stopped, or this notebook let go of it",
+                    do="%cluster start or %cluster connect, then run the cell again",
+                )
+            )
         super().close(linger=linger)
-        with self._requests_lock:
-            pending = list(self._requests.values())
-        for request in pending:
-            self._fail(request, RankDied("The connection to the cluster was closed."))

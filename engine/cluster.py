@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import functools
 import json
 import os
-import stat
-from collections.abc import Callable, Mapping
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from logging import Logger, getLogger
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import attrs
@@ -21,15 +25,24 @@ from traitlets.config import Config
 
 from . import backends
 from .client import RankClient
-from .errors import ClusterExists, ClusterNotFound, MaclusterError, StartError, UsageError
-from .guardian import Guardian
-from .hostfile import Hostfile
+from .errors import (
+    ClusterExists,
+    ClusterNotFound,
+    MaclusterError,
+    StartError,
+    UsageError,
+    WorldBroken,
+)
+from .guardian import Guardian, end_sessions
+from .hostfile import Hostfile, split_assignment
 from .launch import CONTROLLER_ARGUMENTS, ControllerLauncher, RankSetLauncher
 from .world import World
 
 Progress = Callable[[str], None]
 
 DEFAULT_NAME = "macluster"
+WATCH_INTERVAL = 0.5  # seconds between two looks at the controller's process
+CANCEL_TIMEOUT = 30.0  # seconds that an interrupted call gets to clean up
 ORPHAN_TIMEOUT = 20.0  # seconds that a dead owner's cluster gets to end
 START_TIMEOUT = 120.0  # seconds until every rank must have registered
 
@@ -96,12 +109,13 @@ class Cluster(ipyparallel.Cluster):
         self.world: World | None = None
         self.rank_connection: dict[str, Any] = {}  # the controller's address and key
         self._guardian: Guardian | None = None
+        self._turn = asyncio.Lock()  # start, stop and restart take turns
         if hosts is not None:
             hostfile = as_hostfile(hosts)
             choice = backends.choose(hostfile, backend)
             self.backend, self.backend_reason = choice.backend.name, choice.reason
             self.hostfile = hostfile.to_json()
-            self.user_env = dict(env or {})
+            self.user_env = dict(split_assignment(f"{k}={v}") for k, v in (env or {}).items())
             self.n = len(hostfile)
 
     # ipyparallel's defaults that do not fit: its own log prints to the notebook, its pause before
@@ -169,24 +183,29 @@ class Cluster(ipyparallel.Cluster):
                 why="no hosts were given",
                 do="Cluster(2).start_sync()",
             )
-        await self._claim_name()
-        self.owner_pid = os.getpid()
-        self._guardian = Guardian()
-        self._guardian.tell(files=self._files(), grace=backends.get(self.backend).term_grace)
-        try:
-            return await self._start(progress)
-        except BaseException as error:
-            report = self._last_words()
-            await self.stop()
-            if isinstance(error, MaclusterError) or not isinstance(error, Exception):
-                if isinstance(error, MaclusterError) and report and report not in str(error):
-                    error.why += f"\n{report}"
-                raise
-            raise StartError(
-                f"The cluster {self.name!r} did not start: {type(error).__name__}: {error}",
-                why=report or "see the error that caused this one, above",
-                do="%cluster start 2 on this machine shows whether the installation works",
-            ) from error
+        async with self._turn:
+            await self._claim_name()
+            try:
+                self._guardian = Guardian()
+                grace = backends.get(self.backend).term_grace
+                self._guardian.tell(files=self._files(), grace=grace)
+                return await self._start(progress)
+            except BaseException as error:
+                report = self._last_words()
+                # What went wrong while cleaning up must not hide why it had to be done.
+                with contextlib.suppress(Exception):
+                    await self._stop()
+                if isinstance(error, MaclusterError):
+                    if report and report not in str(error):
+                        error.why += f"\n{report}"
+                    raise
+                if not isinstance(error, Exception):
+                    raise
+                raise StartError(
+                    f"The cluster {self.name!r} did not start: {type(error).__name__}: {error}",
+                    why=report or "see the error that caused this one, above",
+                    do="%cluster start 2 on this machine shows whether the installation works",
+                ) from error
 
     async def _start(self, progress: Progress) -> World:
         by_launcher = backends.get(self.backend).command(self.hosts) is not None
@@ -196,7 +215,6 @@ class Cluster(ipyparallel.Cluster):
             await self.start_engines(self.n)
         await self.start_controller()
         self.guard(self.controller.pid)
-        self.controller.on_stop(self.unguard)
         self.rank_connection = (await self.controller.get_connection_info())["engine"]
         if by_launcher:
             await self.start_engines(self.n)
@@ -224,7 +242,15 @@ class Cluster(ipyparallel.Cluster):
                 **options,
             )
 
-        return await asyncio.to_thread(connect)
+        client = await asyncio.to_thread(connect)
+        watcher = Thread(
+            target=_watch_controller,
+            args=(self.controller.pid, weakref.ref(client)),
+            name="macluster-controller",
+            daemon=True,
+        )
+        watcher.start()
+        return client
 
     async def _wait_for_ranks(self, progress: Progress) -> None:
         """Until every rank is registered under its own number. Raises StartError."""
@@ -233,6 +259,8 @@ class Cluster(ipyparallel.Cluster):
         loop = asyncio.get_running_loop()
         deadline, seen = loop.time() + START_TIMEOUT, 0
         while not wanted <= set(client.ids):
+            if client.lost is not None:
+                raise client.lost
             # A look at the processes every now and then: one that dies early never registers.
             await client.until(lambda here: len(here) > seen, timeout=0.1)  # noqa: B023
             if len(client.ids) > seen:
@@ -264,18 +292,44 @@ class Cluster(ipyparallel.Cluster):
 
     async def stop(self) -> None:
         """End the ranks and the controller, and remove every file of the cluster."""
+        if self.world is not None:
+            # Frees a restart that waits for ranks, which would keep us waiting for our turn.
+            await asyncio.to_thread(self.world.client.close, 0)
+        async with self._turn:
+            await self._stop()
+
+    async def _stop(self) -> None:
         world, self.world = self.world, None
-        if world is not None:
-            await asyncio.to_thread(world.client.close, 0)
-        # The ranks first: each one's nanny reports to the controller, and lingers without it.
-        await self.stop_engines()
-        await self.stop_controller()
-        for path in self._files():
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(path)
-        if self._guardian is not None:
-            guardian, self._guardian = self._guardian, None
+        controller = self.controller
+        async with contextlib.AsyncExitStack() as steps:
+            # Carried out from the last to the first, whatever fails on the way.
+            steps.push_async_callback(self._disarm)
+            steps.callback(self._remove_files)
+            if controller is not None and controller.pid > 0:
+                # A controller that was killed leaves children behind.
+                steps.push_async_callback(asyncio.to_thread, end_sessions, {controller.pid}, 0.0)
+            steps.push_async_callback(self.stop_controller)
+            # The ranks first: each one's nanny reports to the controller, and lingers without it.
+            steps.push_async_callback(self.stop_engines)
+            if world is not None:
+                steps.push_async_callback(asyncio.to_thread, world.client.close, 0)
+
+    async def _disarm(self) -> None:
+        guardian, self._guardian = self._guardian, None
+        if guardian is not None:
             await asyncio.to_thread(guardian.disarm)
+
+    def _remove_files(self) -> None:
+        log = Path(self.profile_dir) / "log"
+        own: list[str | Path] = [
+            *self._files(),
+            *log.glob(f"macluster-{self.name}-rank-*.log"),
+            *log.glob(f"ipcontroller-{self.name}-*.log"),
+            *log.glob(f"engines{self.name}.json"),
+        ]
+        for path in own:
+            with contextlib.suppress(OSError):
+                os.remove(path)
 
     async def restart(self, progress: Progress = silent) -> World:
         """Kill all ranks and start them anew, on the same controller. Variables are lost."""
@@ -291,17 +345,21 @@ class Cluster(ipyparallel.Cluster):
 
     async def restart_ranks(self, progress: Progress = silent) -> None:
         """The part of `restart` that keeps the controller and the world."""
-        assert self.world is not None
-        client = self.world.client
-        await self.stop_engines()
-        # A number is given again only when its last owner is gone.
-        await client.until(lambda here: not here, timeout=10)
-        self.rank_connection = (await self.controller.get_connection_info())["engine"]
-        await self.start_engines(self.n)
-        self.engine_set.give_orders()
-        await self._wait_for_ranks(progress)
-        await self.world.form()
-        self.update_cluster_file()
+        async with self._turn:
+            if self.world is None:
+                return  # stopped meanwhile
+            client = self.world.client
+            if client.lost is not None:
+                raise client.lost
+            await self.stop_engines()
+            # A number is given again only when its last owner is gone.
+            await client.until(lambda here: not here, timeout=10)
+            self.rank_connection = (await self.controller.get_connection_info())["engine"]
+            await self.start_engines(self.n)
+            self.engine_set.give_orders()
+            await self._wait_for_ranks(progress)
+            await self.world.form()
+            self.update_cluster_file()
         progress(f"{self.n} ranks on {self.backend} are ready ({self.backend_reason})")
 
     # -- other processes -----------------------------------------------------------------------
@@ -313,7 +371,7 @@ class Cluster(ipyparallel.Cluster):
         Raises ClusterNotFound.
         """
         path = _cluster_file(name)
-        if not path.exists() or not _alive(path):
+        if not _alive(path) or "controller" not in json.loads(path.read_text()):
             running = ", ".join(listing.name for listing in cls.running()) or "none"
             raise ClusterNotFound(
                 f"No cluster named {name!r} runs.",
@@ -374,15 +432,39 @@ class Cluster(ipyparallel.Cluster):
         if self._guardian is not None:
             self._guardian.tell(leaders=[pid])
 
-    def unguard(self, stop_data: Mapping[str, Any]) -> None:
-        """A child process has ended: its number may soon belong to somebody else."""
+    def unguard(self, pids: Iterable[int]) -> None:
+        """Child processes and all that they started have ended: their numbers are free again."""
         if self._guardian is not None:
-            self._guardian.tell(forget=[stop_data["pid"]])
+            self._guardian.tell(forget=list(pids))
 
     def _synchronize(self, async_f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # Always in the same thread: the launchers report the end of a process to the loop that
+        # Always in the same loop: the launchers report the end of a process to the loop that
         # started it, and a loop per call would be closed by then.
-        return self._in_thread(async_f, *args, **kwargs)
+        ended = Event()
+
+        async def run() -> Any:
+            try:
+                return await async_f(*args, **kwargs)
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(run(), background_loop())
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            # A start that is given up cleans up after itself; nothing of it may go on.
+            future.cancel()
+            ended.wait(CANCEL_TIMEOUT)
+            raise
+
+    def write_cluster_file(self) -> None:
+        """Write the cluster file as a whole, readable by its owner only: it holds `user_env`."""
+        path = Path(self.cluster_file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+        with os.fdopen(handle, "w") as file:
+            json.dump(self.to_dict(), file)
+        os.replace(scratch, path)
 
     def _files(self) -> list[str]:
         security = Path(self.profile_dir) / "security"
@@ -397,11 +479,16 @@ class Cluster(ipyparallel.Cluster):
                 why="the name becomes part of a file name",
                 do="use letters, digits and dashes",
             )
+        folder = Path(self.profile_dir)
+        for each in (folder, folder / "security", folder / "log"):
+            each.mkdir(parents=True, exist_ok=True, mode=0o700)
+            each.chmod(0o700)
         deadline = asyncio.get_running_loop().time() + ORPHAN_TIMEOUT
-        while listing := next((each for each in self.running() if each.name == self.name), None):
+        while not self._claimed():
+            listing = next((each for each in self.running() if each.name == self.name), None)
             # After a kernel was restarted, the guardian needs a moment to end its cluster.
-            orphan = listing.owner_pid and not psutil.pid_exists(listing.owner_pid)
-            if not orphan or asyncio.get_running_loop().time() > deadline:
+            gone = listing is None or not psutil.pid_exists(listing.owner_pid)
+            if listing and (not gone or asyncio.get_running_loop().time() > deadline):
                 raise ClusterExists(
                     f"A cluster named {self.name!r} runs already "
                     f"({listing.size} ranks on {listing.backend}, process {listing.owner_pid}).",
@@ -409,13 +496,17 @@ class Cluster(ipyparallel.Cluster):
                     do=f"%cluster connect {self.name}, or %cluster start N --name another-name",
                 )
             await asyncio.sleep(0.1)
-        folder = Path(self.profile_dir)
-        for each in (folder, folder / "security", folder / "log"):
-            each.mkdir(parents=True, exist_ok=True)
-            each.chmod(stat.S_IRWXU)
-        for path in self._files():
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(path)
+
+    def _claimed(self) -> bool:
+        """Take the name by writing the cluster file, unless a running cluster has it."""
+        with open(Path(self.profile_dir) / "security" / "names.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _alive(Path(self.cluster_file)):
+                return False
+            self._remove_files()
+            self.owner_pid = os.getpid()
+            self.write_cluster_file()
+            return True
 
     def last_words(self, rank: int) -> str:
         """The end of what a rank's process printed outside of any cell, or ""."""
@@ -449,10 +540,46 @@ def _cluster_file(name: str) -> Path:
 
 
 def _alive(path: Path) -> bool:
-    """True when the controller of a cluster file still runs."""
+    """True when the cluster of a cluster file runs, or is just being started."""
     try:
-        state = json.loads(path.read_text())["controller"]["state"]
-        process = psutil.Process(state["pid"])
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        facts = json.loads(path.read_text())
+        starting = "controller" not in facts
+        pid = facts["cluster"]["owner_pid"] if starting else facts["controller"]["state"]["pid"]
+        return _runs(pid)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _runs(pid: int) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def _watch_controller(pid: int, client: weakref.ref[RankClient]) -> None:
+    """Tell a client when the process of its controller has ended: no socket would say so."""
+    pause = Event()
+    while _runs(pid):
+        pause.wait(WATCH_INTERVAL)
+        here = client()
+        if here is None or here.lost is not None:
+            return
+        del here
+    if (left := client()) is not None:
+        left.lose(
+            WorldBroken(
+                "The controller of this cluster ended.",
+                why="its process was killed, or the notebook that owned the cluster is gone",
+                do="%cluster stop, then %cluster start",
+            )
+        )
+
+
+@functools.cache
+def background_loop() -> asyncio.AbstractEventLoop:
+    """The event loop, in a thread of its own, that serves every blocking call."""
+    loop = asyncio.new_event_loop()
+    Thread(target=loop.run_forever, name="macluster-loop", daemon=True).start()
+    return loop

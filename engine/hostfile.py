@@ -192,7 +192,7 @@ def _malformed(source: str, problem: str) -> HostfileError:
 def split_assignment(text: str) -> tuple[str, str]:
     """Split "NAME=value". Raises UsageError when it is no such text."""
     name, equals, value = text.partition("=")
-    if not equals or not name.replace("_", "a").isalnum() or name[0].isdigit():
+    if "\0" in text or not equals or not name.replace("_", "a").isalnum() or name[0].isdigit():
         raise UsageError(
             f"{text!r} does not set an environment variable.",
             why="a variable is given as NAME=value, and a name has letters, digits and _ only",

@@ -27,12 +27,13 @@ from traitlets import Float
 
 from . import backends
 from .errors import BackendError
+from .guardian import end_sessions
 from .hostfile import Host
 
 # A rank leaves when it has not heard from the controller for about this many beats.
 HEARTBEAT_MS = 200
 MISSED_BEATS = 25
-NANNY_GRACE = 0.3  # seconds
+NANNY_GRACE = 0.7  # seconds
 
 CONTROLLER_COMMAND = [sys.executable, "-m", "macluster.engine.controller"]
 RANK_COMMAND = [sys.executable, "-m", "macluster.engine.rank"]
@@ -60,6 +61,8 @@ async def end_tree(root: Any, grace: float) -> None:
     ipyparallel's own `stop` waits for one process after the other, and leaves the children of a
     controller behind when that is stopped while it starts.
     """
+    if root.process is None:
+        return  # it could not be started
     family: list[psutil.Process] = []
     with contextlib.suppress(psutil.Error):
         family = [root.process, *root.process.children(recursive=True)]
@@ -163,7 +166,7 @@ class RankLauncher(LocalEngineLauncher):
             await end_tree(self, self.term_grace)
 
     def get_output(self, remove: bool = False) -> str:
-        # The log stays until the cluster is stopped: `%cluster status` shows what a dead rank said.
+        # Kept until the cluster is stopped: `%cluster status` shows what a dead rank said.
         try:
             with open(self.output_file, errors="replace") as file:
                 return file.read()
@@ -187,6 +190,11 @@ class RankSetLauncher(LocalEngineSetLauncher):
             do="rehearse on this machine with %cluster start 2, or run the program with\n"
             "mlx.launch --hostfile FILE",
         )
+
+    def __init__(self, **traits: Any) -> None:
+        super().__init__(**traits)
+        # Every process started here leads a session; also of ranks that have ended since.
+        self.leaders: set[int] = set()
 
     def start(self, n: int) -> list[int]:
         """Start the processes, without waiting for any of them."""
@@ -223,9 +231,9 @@ class RankSetLauncher(LocalEngineSetLauncher):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(launcher.output_file)
             launcher.on_stop(self._notice_engine_stopped)
-            launcher.on_stop(cluster.unguard)
             self.launchers[str(rank)] = launcher
-            cluster.guard(launcher.start())
+            self.leaders.add(launcher.start())
+            cluster.guard(launcher.pid)
         pids = [launcher.pid for launcher in self.launchers.values()]
         self.notify_start(pids)
         return pids
@@ -241,10 +249,18 @@ class RankSetLauncher(LocalEngineSetLauncher):
             launcher.give_orders({**self.orders(), "rank": int(identifier)})
 
     async def stop(self) -> None:
-        await asyncio.gather(*(launcher.stop() for launcher in list(self.launchers.values())))
+        ranks = [launcher.stop() for launcher in list(self.launchers.values())]
+        await asyncio.gather(*ranks, return_exceptions=True)
+        # What a cell has started in the background would outlive its rank.
+        leaders, self.leaders = self.leaders, set()
+        if leaders:
+            await asyncio.to_thread(end_sessions, leaders, 0.0)
+            self.parent.unguard(leaders)
 
     def last_output(self, rank: int, lines: int = 12) -> str:
         """The end of what a rank printed outside of any cell."""
-        launcher = self.launchers.get(str(rank)) or self.launchers.get("0")
-        text = launcher.get_output() if launcher else self.outputs.get(str(rank), "")
+        one_for_all = backends.get(self.parent.backend).command(self.parent.hosts) is not None
+        identifier = "0" if one_for_all else str(rank)
+        launcher = self.launchers.get(identifier)
+        text = launcher.get_output() if launcher else self.outputs.get(identifier, "")
         return "\n".join(text.strip().splitlines()[-lines:])

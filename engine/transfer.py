@@ -38,6 +38,9 @@ def pull(
     Sizes are asked for first; raises TransferError when they exceed `max_bytes` in all.
     """
     chosen = world.ranks if ranks is None else list(ranks)
+    if len(chosen) < len(world.ranks):
+        # Reading a lazy array may run a collective, which needs all ranks and not only these.
+        world.call("data.settle", {"names": list(names)})
     measured = world.call("data.measure", {"names": list(names)}, ranks=chosen)
     sizes = {
         (rank, name): row["bytes"] or 0

@@ -7,12 +7,15 @@ small cells that is a third of the time, so the one socket that carries them is 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
 
 Frames = list[Any]
+
+log = logging.getLogger(__name__)
 
 
 class Wire:
@@ -39,4 +42,9 @@ class Wire:
     def _drain(self) -> None:
         readable = zmq.POLLIN.value
         while not self._socket.closed and int(self._socket.getsockopt(zmq.EVENTS)) & readable:
-            self._on_message(self._socket.recv_multipart(copy=False))
+            frames = self._socket.recv_multipart(copy=False)
+            try:
+                self._on_message(frames)
+            except Exception:
+                # What is still in the queue would not be announced again.
+                log.exception("a message could not be handled")

@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Protocol
 
@@ -21,6 +21,8 @@ from .hostfile import Hostfile, describe_ranks
 
 FORM_TIMEOUT = 60.0  # seconds; MLX itself gives up connecting after about 31
 ASK_TIMEOUT = 5.0  # seconds
+WHERE_TIMEOUT = 0.5  # seconds, for all ranks together: a rescue must not wait for the stuck ones
+RETURN = 2.0  # seconds that an interrupted call gets to come back
 
 
 class Owner(Protocol):
@@ -70,6 +72,8 @@ class World:
     @property
     def state(self) -> str:
         """ "ok", or in words what is wrong."""
+        if self.client.lost is not None:
+            return self.client.lost.what.rstrip(".").lower()
         if self._restarting.locked():
             return "restarting"
         dead = sorted(set(self.ranks) - set(self.alive))
@@ -90,6 +94,8 @@ class World:
         `on_output(rank, message)` is called in another thread for each output message.
         Raises WorldBroken when one of the ranks is dead.
         """
+        if self.client.lost is not None:
+            raise self.client.lost
         chosen = self.ranks if ranks is None else list(ranks)
         dead = sorted(set(chosen) - set(self.alive))
         if dead:
@@ -105,7 +111,7 @@ class World:
             if on_output is not None:
                 on_output(rank, message)
 
-        content = {"code": code, "execution_count": execution_count}
+        content = {"code": code, "execution_count": execution_count, "cell": cell.id}
         futures = self.client.request(chosen, "cell", content, on_output=receive)
         for rank, future in zip(chosen, futures, strict=True):
             cell.follow(rank, future)
@@ -125,10 +131,17 @@ class World:
     ) -> list[Reply]:
         """Run one of a rank's CALLS on `ranks`, after the cells that are under way.
 
-        Raises the error that a rank raised, or WorldError when it takes longer than `timeout`.
+        Raises the error that a rank raised, or WorldError when it takes longer than `timeout`. An
+        interrupt ends the call on the ranks, too; those that do not react are restarted.
         """
         futures = self.send_call(name, content, ranks=ranks, buffers=buffers, each=each)
-        return [self._outcome(name, future, timeout) for future in futures]
+        try:
+            return [self._outcome(name, future, timeout) for future in futures]
+        except KeyboardInterrupt:
+            self.signal("SIGINT", self.ranks if ranks is None else ranks)
+            if wait(futures, RETURN).not_done:
+                self.restart_ranks()
+            raise
 
     def send_call(
         self,
@@ -165,16 +178,22 @@ class World:
             ) from None
         return _raise_failure(reply)
 
-    def where(self, ranks: Sequence[int]) -> dict[int, str]:
-        """Where each rank stands in its cell, in words, for those that answer."""
+    def where(self, ranks: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """{"cell": id, "place": words} for each rank that answers within WHERE_TIMEOUT."""
         futures = self.client.request(ranks, "ask", {"name": "where"}, channel="control")
-        places: dict[int, str] = {}
+        wait(futures, WHERE_TIMEOUT)
+        answers: dict[int, dict[str, Any]] = {}
         for rank, future in zip(ranks, futures, strict=True):
+            # A rank may hold the GIL in native code, or be stopped.
             with contextlib.suppress(FutureTimeout, MaclusterError):
-                place = _raise_failure(future.result(ASK_TIMEOUT)).content.get("place")
-                if place:
-                    places[rank] = place
-        return places
+                answers[rank] = _raise_failure(future.result(0)).content
+        return answers
+
+    def forget(self, cell: str, ranks: Sequence[int]) -> None:
+        """Have ranks skip a cell whose turn has not come."""
+        if ranks:
+            content = {"name": "forget", "cell": cell}
+            wait(self.client.request(ranks, "ask", content, channel="control"), WHERE_TIMEOUT)
 
     def signal(self, name: str, ranks: Sequence[int]) -> None:
         """Send a signal, such as "SIGINT", to ranks through their nannies. Does not wait."""
@@ -231,14 +250,25 @@ class World:
         futures += self.send_call("world.form", orders, ranks=last, each=each)
         for rank, reply in enumerate(await self._gather(futures)):
             if reply.content["rank"] != rank:
-                raise WorldError(f"Engine {rank} is rank {reply.content['rank']} of the world.")
+                raise WorldError(
+                    f"Engine {rank} is rank {reply.content['rank']} of the world.",
+                    why="the environment of its process names another rank",
+                    do="unset MLX_RANK where the notebook was started, then start again",
+                )
 
     async def _gather(self, futures: Sequence[Future[Reply]]) -> list[Reply]:
-        waiting = asyncio.gather(*map(asyncio.wrap_future, futures))
-        try:
-            replies = await asyncio.wait_for(waiting, FORM_TIMEOUT)
-        except TimeoutError:
-            late = [rank for rank, future in enumerate(futures) if not future.done()]
+        tasks = [asyncio.wrap_future(future) for future in futures]
+        waiting: set[asyncio.Future[Reply]] = set(tasks)
+        deadline = asyncio.get_running_loop().time() + FORM_TIMEOUT
+        while waiting and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            done, waiting = await asyncio.wait(
+                waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                # The first failure explains why the others wait.
+                _raise_failure(task.result())
+        late = [rank for rank, task in enumerate(tasks) if task in waiting]
+        if late:
             raise WorldError(
                 f"The world did not form within {FORM_TIMEOUT:.0f} s: "
                 f"{describe_ranks(late)} did not connect.",
@@ -246,8 +276,8 @@ class World:
                 "drops the connection",
                 do="check the addresses in the hostfile from each host; on one machine use "
                 "%cluster start 2",
-            ) from None
-        return [_raise_failure(reply) for reply in replies]
+            )
+        return [task.result() for task in tasks]
 
 
 def _raise_failure(reply: Reply) -> Reply:
@@ -259,7 +289,11 @@ def _raise_failure(reply: Reply) -> Reply:
         what = f"On rank {reply.rank}: {content['evalue']}"
         raise kind(what, why=content["why"], do=content["do"])
     last = "".join(content["traceback"]).strip()
-    raise WorldError(f"Rank {reply.rank} failed: {content['ename']}: {content['evalue']}", why=last)
+    raise WorldError(
+        f"Rank {reply.rank} failed: {content['ename']}: {content['evalue']}",
+        why=last,
+        do="if the lines above do not explain it, %cluster restart gives fresh ranks",
+    )
 
 
 def _same_versions(facts: Sequence[Mapping[str, Any]]) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from typing import Any, NoReturn
 
 from ..engine.errors import UsageError
 
+# A word of a line; quotes keep spaces together and stay.
+WORD = re.compile(r"""\s*((?:"[^"]*"|'[^']*'|\S)+)""")
+
 
 class Arguments(argparse.ArgumentParser):
     """An argparse parser that raises UsageError in place of leaving the process."""
 
-    def __init__(self, magic: str, description: str, **options: Any) -> None:
+    def __init__(self, magic: str, description: str, *, raw: bool = False, **options: Any) -> None:
+        # With `raw`, words keep their quotes: they are expressions, such as d["key"].
+        self.raw = raw
         super().__init__(
             prog=magic,
             description=description,
@@ -32,7 +38,7 @@ class Arguments(argparse.ArgumentParser):
     def read(self, line: str) -> argparse.Namespace:
         """Parse the rest of a magic's line. Raises UsageError."""
         try:
-            words = shlex.split(line)
+            words = WORD.findall(line) if self.raw else shlex.split(line)
         except ValueError as error:
             self.error(f"{line!r} cannot be split into words: {error}")
         return self.parse_args(words)

@@ -9,7 +9,7 @@ from typing import Any
 from IPython.core.magic import Magics, line_magic, magics_class
 
 from ..engine.cluster import DEFAULT_NAME, Cluster
-from ..engine.errors import UsageError
+from ..engine.errors import UsageError, WorldError
 from ..engine.hostfile import split_assignment
 from . import tables
 from .arguments import Arguments
@@ -135,8 +135,12 @@ class ClusterMagics(Magics):
                 said = cluster.last_words(rank).splitlines()
                 rows.append((str(rank), "dead", "", "", "", said[-1] if said else ""))
                 continue
-            facts = world.ask("status", rank=rank)
-            place = world.where([rank]).get(rank)
+            try:
+                facts = world.ask("status", rank=rank, timeout=1.0)
+            except WorldError:
+                rows.append((str(rank), "no answer", "", "", "", ""))
+                continue
+            place = world.where([rank]).get(rank, {}).get("place")
             rows.append(
                 (
                     str(rank),

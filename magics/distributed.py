@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import threading
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..engine.cell import Cell
 from ..engine.errors import CellTimeout, UsageError
 from ..engine.hostfile import describe_ranks, parse_ranks
 from . import relay
-from .arguments import Arguments
+from .arguments import WORD, Arguments
 from .session import Session
 
 
@@ -152,8 +151,9 @@ class DistributedMagics(Magics):
         handle = Handle(cell, shown)
         if options.out:
             shell.user_ns[options.out] = handle
-        if options.local:
-            shell.run_cell(local_code)
+        here = shell.run_cell(local_code) if options.local else None
+        if here is not None and isinstance(here.error_in_exec, KeyboardInterrupt):
+            cell.interrupt("you interrupted it")
         if not options.block:
             # Somebody has to notice a rank that fails while nobody waits.
             threading.Thread(target=cell.wait, name="macluster-cell", daemon=True).start()
@@ -175,6 +175,8 @@ class DistributedMagics(Magics):
                 do="raise --timeout, or leave it out to let the cell run as long as it needs",
             )
         cell.check()
+        if here is not None:
+            here.raise_error()
         return None
 
     def _finish(self, cell: Cell, show: relay.Relay | None, options: argparse.Namespace) -> None:
@@ -199,9 +201,6 @@ def numbered(first_line: str, body: str) -> str:
     first = next((line for line in body.splitlines() if line.strip()), "")
     indent = first[: len(first) - len(first.lstrip())]
     return f"{indent}# {first_line.rstrip()}\n{body}"
-
-
-WORD = re.compile(r"""\s*((?:"[^"]*"|'[^']*'|\S)+)""")
 
 
 def split_line(parser: Arguments, line: str) -> tuple[argparse.Namespace, str]:

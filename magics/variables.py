@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 
 from ..engine import transfer
 from ..engine.errors import TransferError
@@ -15,7 +15,7 @@ from .session import Session
 
 
 def _parser(magic: str, description: str, names: str) -> Arguments:
-    parser = Arguments(magic, description)
+    parser = Arguments(magic, description, raw=magic == "%pull")
     many = names.endswith("S")
     parser.add_argument("names", nargs="+" if many else None, metavar=names.rstrip("S"))
     parser.add_argument("-t", "--targets", default="all", metavar="RANKS", help="such as 0,2-3")
@@ -52,6 +52,7 @@ class VariableMagics(Magics):
         values = {name: self._local(name) for name in names}
         transfer.push(self.session.world, values, self._ranks(options))
 
+    @no_var_expand
     @line_magic
     def pull(self, line: str) -> Any:
         options = PULL.read(line)

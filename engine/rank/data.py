@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,18 @@ def push(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview])
         names[value["name"]] = codec.decode(value["spec"], rest[:count])
         del rest[:count]
     kernel.shell.push(names)
+    return {}, ()
+
+
+def settle(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
+    """Evaluate the lazy arrays among `content["names"]` that this rank has."""
+    for name in content["names"]:
+        with contextlib.suppress(TransferError):
+            value = _value(kernel, name)
+            if codec.is_mlx_array(value):
+                import mlx.core as mx
+
+                mx.eval(value)
     return {}, ()
 
 

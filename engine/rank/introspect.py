@@ -64,7 +64,9 @@ def status(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview
 
 
 def where(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
-    """{"place"}: the line of the running cell that the main thread is in, or None when idle."""
+    """{"cell", "place"}: the id of the cell that runs and its line, in words; None when idle."""
+    work = kernel.macluster_work
+    cell = work.cell if work is not None else None
     cell_files = kernel.shell.compile._filename_map
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None and frame.f_code.co_filename not in cell_files:
@@ -72,15 +74,15 @@ def where(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]
     if frame is None:
         frame = _suspended_frame(kernel, cell_files)
     if frame is None:
-        return {"place": None}, ()
+        return {"cell": cell, "place": None}, ()
     source = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-    return {"place": f"line {frame.f_lineno}: `{source}`"}, ()
+    return {"cell": cell, "place": f"line {frame.f_lineno}: `{source}`"}, ()
 
 
 def _suspended_frame(kernel: Any, cell_files: Mapping[str, Any]) -> types.FrameType | None:
     """The innermost frame of a cell that awaits something, or None when no cell does."""
-    task = getattr(kernel, "macluster_task", None)
-    inner = task.get_coro() if task is not None and not task.done() else None
+    work = kernel.macluster_work
+    inner = work.task.get_coro() if work is not None and work.task is not None else None
     found = None
     while inner is not None:
         frame = getattr(inner, "cr_frame", None)
@@ -88,3 +90,9 @@ def _suspended_frame(kernel: Any, cell_files: Mapping[str, Any]) -> types.FrameT
             found = frame
         inner = getattr(inner, "cr_await", None)
     return found
+
+
+def forget(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
+    """Do not run the cell `content["cell"]` when its turn comes."""
+    kernel.macluster_forgotten.add(content["cell"])
+    return {}, ()

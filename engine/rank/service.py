@@ -17,11 +17,14 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import attrs
 
 from ..client import PREFIX, Message
 from ..errors import MaclusterError
@@ -36,6 +39,7 @@ CALLS: dict[str, Handler] = {
     "world.form": world.form,
     "data.measure": data.measure,
     "data.push": data.push,
+    "data.settle": data.settle,
     "data.pull": data.pull,
     "variables.list": variables.table,
     "variables.hash": variables.digests,
@@ -45,7 +49,16 @@ QUESTIONS: dict[str, Handler] = {
     "inspect": introspect.inspect_name,
     "status": introspect.status,
     "where": introspect.where,
+    "forget": introspect.forget,
 }
+
+
+@attrs.frozen
+class Work:
+    """What the main thread is busy with: the cell's id, or None for a call, and its task."""
+
+    cell: str | None
+    task: asyncio.Task[Any] | None
 
 
 class Service:
@@ -60,12 +73,15 @@ class Service:
         self.kernel = kernel
         self.rank = rank
         self._sent: Counter[str] = Counter()
+        self._counting = threading.Lock()
         # One context for all cells, so that a ContextVar set in one is seen by the next.
         self._context = contextvars.copy_context()
         self._pass_on: Callable[[list[Any]], Any] = kernel.shell_stream._recv_callback
 
     def install(self) -> None:
         kernel = self.kernel
+        kernel.macluster_work = None
+        kernel.macluster_forgotten = set()
         kernel.control_handlers[PREFIX + "ask_request"] = self.on_ask
         self._count_outputs()
         cells.prepare_shell(kernel.shell)
@@ -93,41 +109,51 @@ class Service:
                 kernel.log.error("a message with a wrong signature was dropped", exc_info=True)
                 return
             kernel.set_parent(idents, parent, channel="shell")
-            answer = self.on_cell if "cell" in parent["header"]["msg_type"] else self.on_call
-            kernel.macluster_task = asyncio.current_task()  # for `introspect.where`
+            content: dict[str, Any]
+            buffers: Sequence[Any] = ()
+            try:
+                with self._at_work(parent):
+                    content, buffers = await self._work(parent)
+            except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
+                content = _failure(error)
+            self._reply(kernel.shell_stream, idents, parent, content, buffers)
+
+    @contextlib.contextmanager
+    def _at_work(self, parent: Message) -> Iterator[None]:
+        """While a request is answered: say which one, and let SIGINT interrupt it."""
+        self.kernel.macluster_work = Work(parent["content"].get("cell"), asyncio.current_task())
+        try:
             with interruptible():
-                await answer(kernel.shell_stream, idents, parent)
+                yield
+        finally:
+            self.kernel.macluster_work = None
 
-    # -- handlers --------------------------------------------------------------------------
-
-    async def on_cell(self, stream: Any, ident: list[bytes], parent: Message) -> None:
+    async def _work(self, parent: Message) -> Answer:
+        """Run a cell or one of CALLS, in the main thread."""
+        content = parent["content"]
+        if "call" in parent["header"]["msg_type"]:
+            return self._look_up(CALLS, parent)
+        if content["cell"] in self.kernel.macluster_forgotten:
+            self.kernel.macluster_forgotten.discard(content["cell"])
+            raise asyncio.CancelledError("the cell was cancelled before its turn")
         started = time.perf_counter()
-        content = await cells.run(self.kernel.shell, parent["content"])
-        content["elapsed"] = time.perf_counter() - started
-        self._reply(stream, ident, parent, content)
-
-    async def on_call(self, stream: Any, ident: list[bytes], parent: Message) -> None:
-        await self._answer(CALLS, stream, ident, parent)
+        reply = await cells.run(self.kernel.shell, content)
+        return {**reply, "elapsed": time.perf_counter() - started}, ()
 
     async def on_ask(self, stream: Any, ident: list[bytes], parent: Message) -> None:
-        await self._answer(QUESTIONS, stream, ident, parent)
-
-    async def _answer(
-        self, table: Mapping[str, Handler], stream: Any, ident: list[bytes], parent: Message
-    ) -> None:
-        content = parent["content"]
+        """Answer one of QUESTIONS, in the control thread."""
         buffers: Sequence[Any] = ()
         try:
-            handler = table[content["name"]]
-            answer, buffers = handler(
-                self.kernel, content, [memoryview(buffer) for buffer in parent["buffers"]]
-            )
-            body = {"status": "ok", **answer}
-        except KeyboardInterrupt:
-            body = _failure(RuntimeError("interrupted"))
+            content, buffers = self._look_up(QUESTIONS, parent)
         except Exception as error:
-            body = _failure(error)
-        self._reply(stream, ident, parent, body, buffers)
+            content = _failure(error)
+        self._reply(stream, ident, parent, content, buffers)
+
+    def _look_up(self, table: Mapping[str, Handler], parent: Message) -> Answer:
+        content = parent["content"]
+        buffers = [memoryview(buffer) for buffer in parent["buffers"]]
+        answer, out = table[content["name"]](self.kernel, content, buffers)
+        return {"status": "ok", **answer}, out
 
     def _reply(
         self,
@@ -142,14 +168,22 @@ class Service:
             # The order matters: what is still buffered must be counted before the count is sent.
             for output in (sys.stdout, sys.stderr):
                 output.flush()
-        content["outputs"] = self._sent.pop(header["msg_id"], 0)
+        with self._counting:
+            content["outputs"] = self._sent.pop(header["msg_id"], 0)
         session = self.kernel.session
         kind = header["msg_type"].removesuffix("_request") + "_reply"
         if stream is self.kernel.shell_stream and not buffers:
-            self._wire.send(session.serialize(session.msg(kind, content, parent=parent), ident))
+            self._wire.send(
+                session.serialize(session.msg(kind, printable(content), parent=parent), ident)
+            )
         else:
             session.send(
-                stream, kind, content, parent=parent, ident=ident, buffers=list(buffers) or None
+                stream,
+                kind,
+                printable(content),
+                parent=parent,
+                ident=ident,
+                buffers=list(buffers) or None,
             )
 
     # -- what ipykernel does that we do in another way ---------------------------------------
@@ -173,8 +207,12 @@ class Service:
                 else:
                     parent = kwargs.get("parent") or (args[1] if len(args) > 1 else None) or {}
                     parent = parent.get("header", parent)
+                sent = send(stream, message, *args, **kwargs)
+                # Only now: a message that cannot be sent must not be waited for.
                 if str(parent.get("msg_type", "")).startswith(PREFIX):
-                    self._sent[parent["msg_id"]] += 1
+                    with self._counting:
+                        self._sent[parent["msg_id"]] += 1
+                return sent
             return send(stream, message, *args, **kwargs)
 
         session.send = counting_send
@@ -209,6 +247,17 @@ def leave(*_: Any) -> None:
     """
     atexit._run_exitfuncs()
     os._exit(0)
+
+
+def printable(value: Any) -> Any:
+    """JSON whose texts can be encoded: half a surrogate pair cannot."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {printable(key): printable(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [printable(each) for each in value]
+    return value
 
 
 def _failure(error: BaseException) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import WorldError
 
 # Ports that this rank holds between `prepare` and `form`, so that no other process takes them.
+# The sockets never listen.
 _reserved: list[socket.socket] = []
 
 
@@ -28,11 +29,6 @@ def prepare(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryvie
     for ip in content["ips"]:
         holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         _reserved.append(holder)
-        # MLX sets both options on its own socket, so it can bind beside this one,
-        # which never listens.
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "SO_REUSEPORT"):
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
             holder.bind((ip, 0))
         except OSError as error:
@@ -71,13 +67,13 @@ def form(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview])
 
     rank, size, nonce = content["rank"], content["size"], content["nonce"]
     os.environ.update(content["env"])
+    release_ports()  # a moment before MLX takes them; the nonce would show a stranger
     with _files(content["files"]):
         if size == 1 and content["backend"] == "ring":
             # MLX's ring has no world of one; its default group is exactly that.
             group = mx.distributed.init()
         else:
             group = mx.distributed.init(strict=True, backend=content["backend"])
-    release_ports()
     if (group.rank(), group.size()) != (rank, size):
         raise WorldError(
             f"Rank {rank} of {size} joined a group as rank {group.rank()} of {group.size()}.",

@@ -66,6 +66,8 @@ def test_the_context_manager_starts_and_stops() -> None:
         processes = family(cluster)
         assert printed(world, SUM) == ["0 2 3", "1 2 3"]
     assert still_there(processes) == []
+    with pytest.raises(macluster.WorldBroken, match="connection to the cluster was closed"):
+        world.run("1")
 
 
 async def test_the_coroutines_do_the_same() -> None:

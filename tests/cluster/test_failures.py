@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 
 import macluster
-from tests.cluster.processes import PATIENCE
+from macluster.engine import transfer
+from tests.cluster.processes import PATIENCE, family, still_there
 
 RANKS = 3
 
@@ -116,3 +120,103 @@ def test_sys_exit_in_a_cell_does_not_end_the_rank(world: macluster.World) -> Non
     world.run("import sys\nif rank == 1: sys.exit(1)").wait(PATIENCE)
     assert [world.ask("status", rank=rank)["pid"] for rank in world.ranks] == pids
     assert works(world)
+
+
+# -- cells that must end although something around them fails --------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print('\\ud800')",
+        "raise ValueError('\\ud800')",
+        "display({'text/plain': 'x', 'a/b': object()}, raw=True)",
+    ],
+)
+def test_what_cannot_be_sent_does_not_keep_a_cell_waiting(
+    world: macluster.World, code: str
+) -> None:
+    assert world.run(code).wait(PATIENCE)
+    assert works(world)
+
+
+def test_a_callback_that_fails_does_not_keep_a_cell_waiting(world: macluster.World) -> None:
+    def show(rank: int, message: object) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    assert world.run("print(rank)", on_output=show).wait(PATIENCE)
+    assert works(world)
+
+
+def test_a_cell_can_be_waited_for_by_many(world: macluster.World) -> None:
+    for _ in range(50):
+        cell = world.run("pass")
+        waiters = [threading.Thread(target=cell.wait, args=(PATIENCE,)) for _ in range(4)]
+        for waiter in waiters:
+            waiter.start()
+        for waiter in waiters:
+            waiter.join(PATIENCE)
+        assert not any(waiter.is_alive() for waiter in waiters)
+
+
+def test_cancelling_a_cell_before_its_turn_leaves_the_earlier_one_alone(
+    world: macluster.World,
+) -> None:
+    earlier = world.run("import threading\nthreading.Event().wait(3)")
+    later = world.run("ran = True")
+    later.cancel()
+    assert later.wait(PATIENCE)
+    with pytest.raises(macluster.CellError) as caught:
+        later.check()
+    assert type(caught.value).__name__ == "CancelledError"
+    assert earlier.result(PATIENCE).done
+    cell = world.run("print('ran' in globals())").result(PATIENCE)
+    assert [cell.runs[rank].text() for rank in world.ranks] == ["False\n"] * RANKS
+
+
+def test_a_lazy_collective_can_be_pulled_from_one_rank(world: macluster.World) -> None:
+    world.run("lazy = mx.distributed.all_sum(mx.array(1.0))").result(PATIENCE)
+    assert transfer.pull(world, ["lazy"], [0])[0][0].item() == RANKS
+    assert works(world)
+
+
+def test_a_child_of_a_rank_ends_with_the_cluster() -> None:
+    with macluster.Cluster(1, name="children") as world:
+        code = "import subprocess; print(subprocess.Popen(['sleep', '1000']).pid)"
+        child = psutil.Process(int(world.run(code).result(PATIENCE).runs[0].text()))
+    assert still_there([child]) == []
+
+
+def test_the_end_of_the_controller_ends_the_cells() -> None:
+    cluster = macluster.Cluster(2, name="headless")
+    with cluster as world:
+        cell = world.run("import time\nwhile True: time.sleep(0.1)")
+        processes = family(cluster)
+        psutil.Process(cluster.controller.pid).kill()
+        with pytest.raises(macluster.CellError, match="controller of this cluster ended"):
+            cell.result(PATIENCE)
+        assert "controller" in world.state
+        with pytest.raises(macluster.WorldBroken, match="controller"):
+            world.run("1")
+    assert still_there(processes) == []
+
+
+def test_stop_during_a_restart_leaves_nothing() -> None:
+    cluster = macluster.Cluster(2, name="twice")
+    world = cluster.start_sync()
+    processes = family(cluster)
+    restart = threading.Thread(target=_ignoring_errors, args=(cluster.restart_sync,))
+    restart.start()
+    while len(world.alive) == 2:
+        restart.join(0.01)
+    cluster.stop_sync()
+    restart.join(PATIENCE)
+    assert not restart.is_alive()
+    assert still_there(processes) == []
+    left = psutil.Process().children(recursive=True)
+    assert [each for each in left if "twice" in " ".join(each.cmdline())] == []
+
+
+def _ignoring_errors(call: Callable[[], object]) -> None:
+    with contextlib.suppress(macluster.MaclusterError):
+        call()
