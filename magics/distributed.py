@@ -145,6 +145,9 @@ class DistributedMagics(Magics):
         shown = ranks[0]
         live = options.block and not options.group_outputs
         show = relay.Relay(shell, shown) if live else None
+        if show is not None and options.local:
+            # Two halves that print at the same time would mix within a line.
+            show.pause()
         # The number that the notebook shows for this cell; `execution_count` is ahead of it.
         number = shell.displayhook.prompt_count
         cell = world.run(code, ranks, execution_count=number, on_output=show)
@@ -152,6 +155,8 @@ class DistributedMagics(Magics):
         if options.out:
             shell.user_ns[options.out] = handle
         here = shell.run_cell(local_code) if options.local else None
+        if show is not None and options.local:
+            show.resume()
         if here is not None and isinstance(here.error_in_exec, KeyboardInterrupt):
             cell.interrupt("you interrupted it")
         if not options.block:

@@ -112,6 +112,7 @@ class Relay:
         # What follows it, such as a figure, has to wait for it.
         self._held: list[Message] = []
         self._clear: Message | None = None
+        self._waiting: list[Message] | None = None
         self._last_stream = "stdout"
         if self._kernel is not None:
             self._parent = self._kernel.get_parent("shell")
@@ -121,10 +122,28 @@ class Relay:
         if rank != self.rank:
             return
         with self._lock:
-            if self._held or message["header"]["msg_type"] == "execute_result":
-                self._held.append(message)
+            if self._waiting is not None:
+                self._waiting.append(message)
             else:
-                self._show(message)
+                self._take(message)
+
+    def pause(self) -> None:
+        """Keep what comes back until `resume`: the notebook itself is printing."""
+        self._waiting = []
+
+    def resume(self) -> None:
+        """Show what has come meanwhile, after all that the notebook has printed."""
+        with self._lock:
+            waiting, self._waiting = self._waiting or [], None
+            self._flushed = False
+            for message in waiting:
+                self._take(message)
+
+    def _take(self, message: Message) -> None:
+        if self._held or message["header"]["msg_type"] == "execute_result":
+            self._held.append(message)
+        else:
+            self._show(message)
 
     def finish(self) -> None:
         """Show the result and what came after it, and say what was left out."""
