@@ -95,7 +95,8 @@ class Service:
         """Answer a request of ours in a task of its own; hand on everything else."""
         idents, parts = self.kernel.session.feed_identities(frames, copy=False)
         if PREFIX.encode() not in parts[1].bytes:
-            return self._pass_on(frames)
+            # ipykernel's handler is a coroutine function; its stream would have awaited it.
+            return asyncio.ensure_future(self._pass_on(frames))
         return asyncio.get_running_loop().create_task(
             self._answer_in_turn(idents, parts), context=self._context
         )

@@ -165,6 +165,14 @@ def test_a_name_that_does_not_run_is_not_found() -> None:
         macluster.Cluster.connect("nobody")
 
 
+def test_views_of_stock_ipyparallel_work_beside_our_own_cells() -> None:
+    with macluster.Cluster(2, name="views") as world:
+        view = world.client[:]
+        assert view.apply_async(lambda: 6 * 7).get(timeout=PATIENCE) == [42, 42]
+        view.execute("stock = rank").get(timeout=PATIENCE)
+        assert printed(world, "print(stock)") == ["0", "1"]
+
+
 # -- owners that go --------------------------------------------------------------------------------
 
 OWNER = """
