@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import psutil
 
 from . import backends, errors
-from .cell import Cell, OnOutput
+from .cell import RETURN, Cell, OnOutput
 from .client import RankClient, Reply
 from .errors import MaclusterError, WorldBroken, WorldError
 from .hostfile import Hostfile, describe_ranks
@@ -22,7 +22,6 @@ from .hostfile import Hostfile, describe_ranks
 FORM_TIMEOUT = 60.0  # seconds; MLX itself gives up connecting after about 31
 ASK_TIMEOUT = 5.0  # seconds
 WHERE_TIMEOUT = 0.5  # seconds, for all ranks together: a rescue must not wait for the stuck ones
-RETURN = 2.0  # seconds that an interrupted call gets to come back
 
 
 class Owner(Protocol):

@@ -21,5 +21,4 @@ class RankApp(IPEngine):
         self, msg: Any, connect: Callable[..., Any], maybe_tunnel: Callable[..., Any]
     ) -> None:
         await super().complete_registration(msg, connect, maybe_tunnel)
-        assert self.id is not None  # the launcher always asks for one
-        Service(self.kernel, rank=self.id).install()
+        Service(self.kernel).install()

@@ -69,9 +69,8 @@ class Service:
     such as a `%px` of stock ipyparallel, is passed on, and both take turns on the kernel's lock.
     """
 
-    def __init__(self, kernel: Any, rank: int) -> None:
+    def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
-        self.rank = rank
         self._sent: Counter[str] = Counter()
         self._counting = threading.Lock()
         # One context for all cells, so that a ContextVar set in one is seen by the next.
