@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, Protocol
 
@@ -14,25 +14,39 @@ import attrs
 from .client import Message, Reply
 from .errors import CellCancelled, CellError, CellTimeout, MaclusterError, RankDied
 from .hostfile import describe_ranks
+from .recovery import Recovery
+from .watch import Finding, Watch
 
 Status = Literal["running", "ok", "error", "died"]
 OnOutput = Callable[[int, Message], None]
 
 GRACE = 2.0  # seconds that the others get to end by themselves after one rank has failed
+DEATH_GRACE = 1.0  # the same after a rank has died: no collective can end, and a successor starts
 RETURN = 2.0  # seconds that interrupted ranks get to return together
+LOOK = 0.5  # seconds between two looks at ranks that may wait for each other
+QUIET = 2.0  # seconds that a cell runs before anybody looks
 KEPT = ("stream", "display_data", "execute_result", "update_display_data", "clear_output")
 
 
-class Rescuer(Protocol):
+class Runner(Protocol):
     """What a cell asks of its world when ranks do not end by themselves."""
 
-    def where(self, ranks: Sequence[int]) -> dict[int, dict[str, Any]]: ...
+    @property
+    def size(self) -> int: ...
 
-    def forget(self, cell: str, ranks: Sequence[int]) -> None: ...
+    def where(self, ranks: Sequence[int] | None = None) -> dict[int, dict[str, Any]]: ...
 
-    def signal(self, name: str, ranks: Sequence[int]) -> None: ...
+    def interrupt(
+        self, cell: str, ranks: Sequence[int], how: str, step: int | None = None
+    ) -> dict[int, dict[str, Any]]: ...
 
-    def restart_ranks(self) -> None: ...
+    def recover(self, why: str, *, seen: int | None = None) -> Recovery: ...
+
+    def out_of_step(self) -> str: ...
+
+    def note_started(self, rank: int, epoch: int, started: int) -> None: ...
+
+    def obituary(self, rank: int) -> str: ...
 
 
 @attrs.define(eq=False)
@@ -45,9 +59,13 @@ class RankRun:
     ename: str = ""
     evalue: str = ""
     traceback: list[str] = attrs.field(factory=list)
+    place: str = ""  # the line of the cell that raised
     elapsed: float | None = None  # seconds in the rank
     payload: list[dict[str, Any]] = attrs.field(factory=list)
+    started: int = 0  # collectives of the world, when the cell ended
+    freed: bool = False  # ended by an abort, because of another rank
     death: MaclusterError | None = None
+    obituary: str = ""  # how its process ended, as far as that is known
 
     def text(self, stream: str | None = None) -> str:
         """What the rank printed, on one stream (`"stdout"`, `"stderr"`) or on both in order."""
@@ -61,11 +79,12 @@ class RankRun:
 class Cell:
     """A cell under way or done. `wait` blocks until it ends, `check` raises its error.
 
-    A cell always ends: a rank that fails or dies while others run gives them GRACE seconds, then
-    they are interrupted, and those that do not return are restarted.
+    A cell always ends, or says what it waits for. When a rank fails or dies, the others get GRACE
+    seconds; then they are freed, and the world is formed anew. `on_wait(text)` is called while
+    ranks wait for others, and with "" when they move again.
     """
 
-    def __init__(self, world: Rescuer, code: str, ranks: Sequence[int]) -> None:
+    def __init__(self, world: Runner, code: str, ranks: Sequence[int]) -> None:
         self.id = uuid.uuid4().hex
         self.world = world
         self.code = code
@@ -74,16 +93,24 @@ class Cell:
         self.started = time.monotonic()
         self.ended: float | None = None
         self.notes: list[str] = []
+        self.warnings: list[str] = []  # of a cell that ended well
         self.cancelled = False
+        self.waiting = ""  # who waits for whom, while it lasts
+        self.on_wait: Callable[[str], None] | None = None
+        self._deadlock: Finding | None = None
         self._changed = threading.Condition()
-        self._first_failure: float | None = None
-        self._rescuing = threading.Lock()
-        self._killed: set[int] = set()  # by us, because they were stuck
+        self._free_at: float | None = None  # when those that still run are freed
+        self._rescuing = threading.RLock()
+        self._settled = False
+        self._killed: set[int] = set()  # by us, because of another rank
+        self._watch = Watch(self.ranks)
+        self._looked = 0.0
+        self._recoveries: list[Recovery] = []
 
     def __repr__(self) -> str:
         state = "done" if self.done else "running"
         if any(run.status not in ("ok", "running") for run in self.runs.values()):
-            state = "failed"
+            state = "cancelled" if self.cancelled else "failed"
         lines = (line.strip() for line in self.code.splitlines())
         first = next((line for line in lines if line and not line.startswith("#")), "")
         return f"<Cell {state} on {describe_ranks(self.ranks)}, {self.elapsed:.1f} s: {first[:40]}>"
@@ -114,15 +141,19 @@ class Cell:
         else:
             run.ename, run.evalue = content.get("ename", ""), content.get("evalue", "")
             run.traceback = content.get("traceback", [])
+            run.place = content.get("place", "")
             run.elapsed = content.get("elapsed")
             run.payload = content.get("payload", [])
+            run.started, run.freed = content.get("started", 0), content.get("broken", False)
+            self.world.note_started(run.rank, content.get("epoch", 0), run.started)
             # Last, because `done` looks at it from other threads.
             run.status = "ok" if content["status"] == "ok" else "error"
         self._note_end(run)
 
     def _note_end(self, run: RankRun) -> None:
-        if run.status != "ok" and self._first_failure is None:
-            self._first_failure = time.monotonic()
+        if run.status != "ok":
+            limit = time.monotonic() + (DEATH_GRACE if run.status == "died" else GRACE)
+            self._free_at = min(self._free_at or limit, limit)
         if self.done and self.ended is None:
             self.ended = time.monotonic()
         if self.ended is not None or run.status != "ok":
@@ -148,74 +179,165 @@ class Cell:
     def wait(self, timeout: float | None = None) -> bool:
         """Block until every rank has ended, at most `timeout` seconds. True when all have.
 
-        Does not raise what the cell raised; see `check`.
+        When it returns True, the world can be used again. Does not raise what the cell raised; see
+        `check`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.done:
             now = time.monotonic()
-            failure = self._first_failure
-            if failure is not None and now >= failure + GRACE:
-                self._rescue("another rank had failed")
+            limit = self._free_at
+            if limit is not None and now >= limit:
+                self._free("another rank had failed")
                 continue
             if deadline is not None and now >= deadline:
                 return False
-            limits = [] if deadline is None else [deadline - now]
-            if failure is not None:
-                limits.append(failure + GRACE - now)
+            limits = [LOOK] if deadline is None else [LOOK, deadline - now]
+            if limit is not None:
+                limits.append(limit - now)
             with self._changed:
                 # Also when the first rank fails: from then on there is a limit.
                 self._changed.wait_for(
-                    lambda: self.done or self._first_failure is not failure,  # noqa: B023
-                    min(limits) if limits else None,
+                    lambda: self.done or self._free_at is not limit,  # noqa: B023
+                    min(limits),
                 )
+            self._look()
+        self._settle()
         return True
 
+    def _look(self) -> None:
+        """See whether ranks wait for each other; free them when nobody will ever come."""
+        if self._free_at is not None or self.done:
+            return
+        now = time.monotonic()
+        # Early only when some ranks have ended, which may leave the others waiting.
+        early = len(self.running) == len(self.ranks) and now < self.started + QUIET
+        if early or now < self._looked + LOOK:
+            return
+        self._looked = now
+        finding = self._watch.look(self.running, self.world.where())
+        if finding.deadlock and self.running:
+            self._deadlock = finding
+            self._free("nobody will ever join the collective that they wait in")
+        elif finding.text != self.waiting:
+            self.waiting = finding.text
+            if self.on_wait is not None:
+                self.on_wait(finding.text)
+
     def interrupt(self, why: str = "interrupted") -> None:
-        """Stop the cell on all ranks; restart those that do not return within RETURN seconds."""
-        if not self.done:
-            self.cancelled = True
-            self._rescue(why)
+        """Stop the cell on all ranks, together where they can; free those that do not return.
+
+        A rank that has not begun the cell will not run it. Loops over `macluster.steps` stop
+        before the same step on all ranks.
+        """
+        with self._rescuing:
+            if not self.done:
+                self.cancelled = True
+                try:
+                    self._stop(why)
+                except KeyboardInterrupt:
+                    pass  # a second Ctrl-C: no more patience
+                while not self.done:
+                    self._free(why)
+        self._settle()
 
     cancel = interrupt
 
-    def _rescue(self, why: str) -> None:
-        """Interrupt the ranks that still run; kill and restart the world when that is no use."""
-        with self._rescuing:
-            if not self.running:
-                return
-            stood = self.world.where(self.running)
-            self._forget_where_it_waits(stood)
-            stuck = self.running
-            if not stuck:
-                self.notes.append(f"cancelled before its turn, because {why}.")
-                return
-            self.world.signal("SIGINT", stuck)
-            if self._all_return(RETURN):
-                self.notes.append(f"{describe_ranks(stuck)}: interrupted, because {why}.")
-                return
-            stuck = self.running
-            for rank in stuck:
-                place = stood.get(rank, {}).get("place") or "an unknown place"
-                self.notes.append(f"rank {rank} was at {place}.")
-            self.notes.append(
-                f"{describe_ranks(stuck)} did not react to an interrupt within {RETURN:.0f} s "
-                f"({why}), so all ranks were restarted: their variables and models are gone."
-            )
-            self._killed = set(stuck)
-            self.world.restart_ranks()
-            self._all_return(RETURN)
+    def _stop(self, why: str) -> None:
+        asked = self._begun("hold")
+        if not asked:
+            return
+        steps = {answer["begun"] for answer in asked.values()}
+        patience = RETURN
+        if len(asked) == len(self.running) and None not in steps:
+            step = max(steps) + 1
+            self.world.interrupt(self.id, list(asked), "stop", step)
+            patience = max(patience, *(2 * answer["pace"] for answer in asked.values()))
+            how = f"stopped before step {step}, because {why}"
+        else:
+            self.world.interrupt(self.id, list(asked), "now")
+            how = f"interrupted, because {why}"
+        if self._all_return(patience):
+            self.notes.append(f"{describe_ranks(sorted(asked))}: {how}.")
 
-    def _forget_where_it_waits(self, stood: Mapping[int, Mapping[str, Any]]) -> None:
-        """End the cell on ranks that are busy with an earlier one, which is not to be disturbed."""
-        waiting = [
-            rank for rank in self.running if stood.get(rank, {}).get("cell") not in (None, self.id)
-        ]
-        self.world.forget(self.id, waiting)
+    def _begun(self, how: str) -> dict[int, dict[str, Any]]:
+        """Ask the running ranks; those that are not at this cell yet will not run it any more."""
+        answers = self.world.interrupt(self.id, self.running, how)
+        waiting = [rank for rank, answer in answers.items() if answer["stage"] == "waiting"]
         for rank in waiting:
             run = self.runs[rank]
             run.ename, run.evalue = "CancelledError", "the cell was cancelled before its turn"
+            run.freed = True
             run.status = "error"
             self._note_end(run)
+        if waiting:
+            self.notes.append(f"{describe_ranks(waiting)}: cancelled before its turn.")
+        return {rank: each for rank, each in answers.items() if each["stage"] == "running"}
+
+    def _free(self, why: str) -> None:
+        """Give the world up, so that no rank waits in it, and form a new one."""
+        with self._rescuing:
+            stood = self.world.where(self.running)
+            self._begun("go")
+            stuck = self.running
+            if not stuck:
+                return
+            places: dict[str, list[int]] = {}
+            for rank in stuck:
+                place = stood.get(rank, {}).get("place") or "an unknown place: it did not answer"
+                places.setdefault(place, []).append(rank)
+            self.notes += [
+                f"{describe_ranks(ranks)} stood at {place}." for place, ranks in places.items()
+            ]
+            epochs = [answer["epoch"] for answer in stood.values()]
+            self._recover(why, max(epochs, default=None))
+            if not self._all_return(RETURN):
+                for rank in self.running:
+                    run = self.runs[rank]
+                    run.death, run.status = (
+                        RankDied(f"Rank {rank} did not answer any more."),
+                        "died",
+                    )
+                    self._note_end(run)
+
+    def _recover(self, why: str, seen: int | None) -> None:
+        for run in self.runs.values():
+            if run.status == "died":
+                # Now: its successor has the same number.
+                run.obituary = run.obituary or self.world.obituary(run.rank)
+        alive = {rank for rank, run in self.runs.items() if run.status != "died"}
+        try:
+            report = self.world.recover(why, seen=seen)
+        except MaclusterError as error:
+            self.notes.append(f"{error.what} {error.why}")
+            return
+        self._killed |= alive & set(report.restarted)
+        self._recoveries.append(report)
+        self.notes += report.notes
+
+    def _settle(self) -> None:
+        """After the last rank has ended: see to it that the next collective is right."""
+        with self._rescuing:
+            if self._settled:
+                return
+            self._settled = True
+            if self.on_wait is not None and self.waiting:
+                self.on_wait("")
+            if all(run.status == "ok" for run in self.runs.values()):
+                self._warn_of_uneven_collectives()
+            elif why := self.world.out_of_step():
+                self._recover(why, None)
+
+    def _warn_of_uneven_collectives(self) -> None:
+        counts: dict[int, list[int]] = {}
+        for run in self.runs.values():
+            counts.setdefault(run.started, []).append(run.rank)
+        if len(counts) > 1 and len(self.ranks) == self.world.size:
+            most = max(counts)
+            rest = sorted(rank for count, ranks in counts.items() if count < most for rank in ranks)
+            self.warnings.append(
+                f"{describe_ranks(counts[most])} started collectives that {describe_ranks(rest)} "
+                "did not start: the next one would wait for ever, or mix its data with these."
+            )
 
     def _all_return(self, seconds: float) -> bool:
         with self._changed:
@@ -224,14 +346,19 @@ class Cell:
     def result(self, timeout: float | None = None) -> Cell:
         """Wait, raise the cell's error if it failed, and return the cell itself."""
         if not self.wait(timeout):
+            late = self.running
             self.interrupt(f"it ran longer than {timeout:g} s")
-            raise CellTimeout(
-                f"The cell was stopped after {timeout:g} s.",
-                why="\n".join(["it ran longer than its timeout", *self.notes]),
-                do="raise --timeout, or leave it out to let the cell run as long as it needs",
-            )
+            raise self.timeout_error(timeout or 0.0, late)
         self.check()
         return self
+
+    def timeout_error(self, timeout: float, late: Sequence[int]) -> CellTimeout:
+        """What to raise for a cell that was stopped because `late` had not ended in time."""
+        return CellTimeout(
+            f"The cell was stopped after {timeout:g} s: {describe_ranks(late)} had not ended.",
+            why="\n".join(["it ran longer than its timeout", *self.notes]),
+            do="raise --timeout, or leave it out to let the cell run as long as it needs",
+        )
 
     def check(self) -> None:
         """Raise CellError for the rank whose failure came first, if any rank failed."""
@@ -240,36 +367,79 @@ class Cell:
             return
         # Ranks that were interrupted or killed as a consequence come after the cause.
         failed.sort(key=lambda run: (self._is_consequence(run), run.status != "died", run.rank))
-        first, others = failed[0], failed[1:]
-        notes = [f"raised on rank {first.rank}" if first.status == "error" else ""]
-        same = [
-            run.rank for run in others if (run.ename, run.evalue) == (first.ename, first.evalue)
-        ]
-        if same and first.status == "error":
-            notes[0] += f" (and the same on {describe_ranks(same)})"
-        notes += [
-            f"rank {run.rank}: {run.ename}: {run.evalue}"
-            for run in others
-            if run.status == "error" and run.rank not in same and not self._is_consequence(run)
-        ]
-        well = [run.rank for run in self.runs.values() if run.status == "ok"]
-        if well:
-            notes.append(f"{describe_ranks(well)}: ended without an error")
-        notes += self.notes
+        first = failed[0]
+        if self._deadlock is not None and self._is_consequence(first):
+            raise self._deadlock_error(self._deadlock)
         if first.status == "died":
-            death = first.death or RankDied(f"Rank {first.rank} died.")
-            why = "\n".join(note for note in [death.why, *notes] if note)
-            raise CellError(death.what, why=why, do=death.do, rank=first.rank)
+            raise self._death_error(first)
+        if self.cancelled and self._is_consequence(first):
+            raise CellCancelled.named("KeyboardInterrupt")(
+                "the cell was ended",
+                why="\n".join(self.notes),
+                rank=first.rank,
+                ename="KeyboardInterrupt",
+            )
         kind = CellCancelled if self.cancelled else CellError
         raise kind.named(first.ename)(
             first.evalue or first.ename,
-            why="\n".join(notes),
+            why="\n".join(self._story(first)),
             rank=first.rank,
             ename=first.ename,
             traceback=first.traceback,
         )
 
+    def _story(self, first: RankRun) -> list[str]:
+        """The cause, then a line for each of the other ranks, then what was done about it."""
+        others = [
+            run
+            for run in self.runs.values()
+            if run is not first and run.status == "error" and not self._is_consequence(run)
+        ]
+        same = [run for run in others if (run.ename, run.evalue) == (first.ename, first.evalue)]
+        lines = []
+        if first.status == "error":
+            place = f" at {first.place}" if first.place else ""
+            lines.append(f"raised on rank {first.rank}{place}")
+            if same:
+                lines[0] += f" (and the same on {describe_ranks([run.rank for run in same])})"
+        lines += [
+            f"rank {run.rank}: {run.ename}: {run.evalue}" for run in others if run not in same
+        ]
+        lines += [
+            f"rank {run.rank} died, too: {run.obituary or 'its process ended'}"
+            for run in self.runs.values()
+            if run is not first and run.status == "died" and not self._is_consequence(run)
+        ]
+        well = [run.rank for run in self.runs.values() if run.status == "ok"]
+        if well:
+            lines.append(f"{describe_ranks(well)}: ended without an error")
+        return [*lines, *self.notes]
+
+    def _death_error(self, first: RankRun) -> CellError:
+        death = first.death or RankDied(f"Rank {first.rank} died.")
+        why = [
+            death.why if death.why != "its process ended" else first.obituary,
+            *self._story(first),
+        ]
+        do = death.do
+        if any(first.rank in report.restarted for report in self._recoveries):
+            do = (
+                f"run the cells again that set rank {first.rank} up: %%rank {first.rank} runs one "
+                "there; %%distributed --on-start marks one to be run on every new rank"
+            )
+        return CellError(death.what, why="\n".join(filter(None, why)), do=do, rank=first.rank)
+
+    def _deadlock_error(self, finding: Finding) -> CellError:
+        rank = min(finding.places)
+        return CellError(
+            f"The cell could not end: {finding.text}.",
+            why="\n".join(["a collective waits for every rank", *self.notes]),
+            do="let every rank run the same collectives; an `if rank == ...` around one is the "
+            "usual cause",
+            rank=rank,
+        )
+
     def _is_consequence(self, run: RankRun) -> bool:
         if run.status == "died":
             return run.rank in self._killed
-        return run.ename in ("KeyboardInterrupt", "CancelledError")
+        return run.freed

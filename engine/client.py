@@ -22,7 +22,8 @@ import attrs
 import ipyparallel
 from ipyparallel.client.client import unpack_message
 
-from .errors import MaclusterError, RankDied, WorldBroken
+from . import errors
+from .errors import MaclusterError, RankDied, WorldBroken, WorldError
 from .wire import Wire
 
 Message = dict[str, Any]
@@ -48,6 +49,23 @@ class Reply:
     rank: int
     content: dict[str, Any]
     buffers: list[memoryview] = attrs.field(factory=list)
+
+
+def raise_failure(reply: Reply) -> Reply:
+    """The reply itself, or the error that it reports: a MaclusterError as it was raised there."""
+    content = reply.content
+    if content.get("status") != "error":
+        return reply
+    kind = getattr(errors, content["ename"], None)
+    if isinstance(kind, type) and issubclass(kind, MaclusterError):
+        what = f"On rank {reply.rank}: {content['evalue']}"
+        raise kind(what, why=content["why"], do=content["do"])
+    last = "".join(content["traceback"]).strip()
+    raise WorldError(
+        f"Rank {reply.rank} failed: {content['ename']}: {content['evalue']}",
+        why=last,
+        do="if the lines above do not explain it, %cluster restart gives fresh ranks",
+    )
 
 
 @attrs.define(eq=False)
@@ -79,6 +97,11 @@ class RankClient(ipyparallel.Client):
         self._requests: dict[str, Request] = {}
         self._requests_lock = threading.Lock()
         self._departed: set[int] = set()
+        self._given_up: dict[int, MaclusterError] = {}
+        self.pids: dict[int, int] = {}  # the process of each rank, where it is known
+        self.last_pids: dict[int, int] = {}  # of ranks that are gone
+        # Called in the IO thread when a rank is gone.
+        self.on_departure: Callable[[int], None] | None = None
         self._lost: MaclusterError | None = None
         super().__init__(*args, **kwargs)
         self._registration_callbacks.append(self._on_registration)
@@ -110,7 +133,7 @@ class RankClient(ipyparallel.Client):
             future: Future[Reply] = Future()
             futures.append(future)
             uuid = self._engines.get(rank)
-            if uuid is None:
+            if uuid is None or rank in self._given_up:
                 future.set_exception(self._death(rank))
                 continue
             message = self.session.msg(PREFIX + kind + "_request")
@@ -134,7 +157,8 @@ class RankClient(ipyparallel.Client):
         self._io_loop.add_callback(send)
         # A rank that left between the look-up above and here has had its notification already.
         for request, _, ident in prepared:
-            if self._engines.get(request.rank) != ident.decode():
+            gone = self._engines.get(request.rank) != ident.decode()
+            if gone or request.rank in self._given_up:
                 self._resolve(request, self._death(request.rank))
         return futures
 
@@ -222,14 +246,38 @@ class RankClient(ipyparallel.Client):
 
     def _on_registration(self, event: Mapping[str, Any]) -> None:
         rank = int(event["id"])
+        self._given_up.pop(rank, None)
+        if rank in self.pids:
+            self.last_pids[rank] = self.pids.pop(rank)
         if event["event"] == "register":
             self._departed.discard(rank)
             return
         self._departed.add(rank)
+        self._strand(rank)
+        if self.on_departure is not None:
+            self.on_departure(rank)
+
+    def _strand(self, rank: int) -> None:
+        """Fail what a rank that is gone has not answered."""
         with self._requests_lock:
             stranded = [r for r in self._requests.values() if r.rank == rank]
         for request in stranded:
             self._resolve(request, self._death(rank))
+
+    def give_up(self, rank: int, error: MaclusterError) -> None:
+        """A rank cannot answer although it is registered: fail what is asked of it."""
+        if rank not in self._given_up:
+            self._given_up[rank] = error
+            self._strand(rank)
+
+    def take_back(self, rank: int) -> None:
+        """A rank that was given up can answer again."""
+        self._given_up.pop(rank, None)
+
+    @property
+    def reachable(self) -> list[int]:
+        """The ranks that can answer, as far as anybody knows."""
+        return [rank for rank in self.ids if rank not in self._given_up]
 
     @property
     def lost(self) -> MaclusterError | None:
@@ -244,13 +292,12 @@ class RankClient(ipyparallel.Client):
         for request in pending:
             self._resolve(request, error)
 
-    def _death(self, rank: int) -> RankDied:
-        what = f"Rank {rank} died." if rank in self._departed else f"There is no rank {rank}."
-        return RankDied(
-            what,
-            why="its process ended: out of memory, a crash in native code, or a signal",
-            do="`%cluster status` shows its last output; `%cluster restart` starts all ranks anew",
-        )
+    def _death(self, rank: int) -> MaclusterError:
+        if rank in self._given_up:
+            return self._given_up[rank]
+        if rank in self._departed:
+            return RankDied(f"Rank {rank} died.", why="its process ended")
+        return RankDied(f"There is no rank {rank}.", why="it is not registered at the controller")
 
     def close(self, linger: int | None = None) -> None:
         # The base class closes itself once more when it is collected, perhaps half-built.

@@ -9,8 +9,7 @@ import functools
 import json
 import os
 import tempfile
-import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from logging import Logger, getLogger
 from pathlib import Path
 from threading import Event, Thread
@@ -20,7 +19,7 @@ import attrs
 import ipyparallel
 import psutil
 from IPython.paths import get_ipython_dir
-from traitlets import Dict, Integer, Unicode, default
+from traitlets import Bool, Dict, Integer, List, Unicode, default
 from traitlets.config import Config
 
 from . import backends
@@ -33,15 +32,18 @@ from .errors import (
     UsageError,
     WorldBroken,
 )
+from .forming import Plan, form
 from .guardian import Guardian, end_sessions
 from .hostfile import Hostfile, split_assignment
 from .launch import CONTROLLER_ARGUMENTS, ControllerLauncher, RankSetLauncher
+from .processes import runs, watch_processes
+from .recovery import Recovery, recover, status
 from .world import World
 
 Progress = Callable[[str], None]
 
 DEFAULT_NAME = "macluster"
-WATCH_INTERVAL = 0.5  # seconds between two looks at the controller's process
+OBITUARY_TIMEOUT = 0.5  # seconds until the exit code of a process that has ended must be known
 CANCEL_TIMEOUT = 30.0  # seconds that an interrupted call gets to clean up
 ORPHAN_TIMEOUT = 20.0  # seconds that a dead owner's cluster gets to end
 START_TIMEOUT = 120.0  # seconds until every rank must have registered
@@ -80,6 +82,11 @@ class Cluster(ipyparallel.Cluster):
         Variables for every rank, beside those of the hostfile.
     name
         What `connect` and `%cluster connect` find the cluster by.
+    checked
+        Compare every collective across the ranks before any data moves, and raise
+        CollectiveMismatch where they differ. It makes each of them about twice as slow.
+    keep
+        Let the ranks outlive this process; `connect` finds them again, and `stop` ends them.
 
     Raises HostfileError, BackendError or UsageError when these do not fit together.
     """
@@ -90,6 +97,9 @@ class Cluster(ipyparallel.Cluster):
     hostfile = Dict(help="The hostfile, as JSON.").tag(to_dict=True)
     user_env = Dict(help="Variables for every rank.").tag(to_dict=True)
     owner_pid = Integer(0, help="The process that ends the cluster when it ends.").tag(to_dict=True)
+    keep = Bool(help="Whether the ranks outlive the process that started them.").tag(to_dict=True)
+    checked = Bool(help="Whether every collective is compared across ranks.").tag(to_dict=True)
+    setup_cells = List(Unicode(), help="Cells to run on every new rank.").tag(to_dict=True)
 
     def __init__(
         self,
@@ -98,18 +108,23 @@ class Cluster(ipyparallel.Cluster):
         backend: str | None = None,
         env: Mapping[str, str] | None = None,
         name: str | None = None,
+        checked: bool = False,
+        keep: bool = False,
         **traits: Any,
     ) -> None:
         traits.setdefault("engines", RankSetLauncher)
         traits.setdefault("controller", ControllerLauncher)
         if name is not None:
             traits.setdefault("cluster_id", name)
+        if hosts is not None:
+            traits |= {"checked": checked, "keep": keep}
         # Without a parent: a notebook's own configuration must not reach the ranks.
         super().__init__(parent=None, config=Config(), **traits)
         self.world: World | None = None
         self.rank_connection: dict[str, Any] = {}  # the controller's address and key
         self._guardian: Guardian | None = None
-        self._turn = asyncio.Lock()  # start, stop and restart take turns
+        self._turn = asyncio.Lock()  # start, stop and recover take turns
+        self._clearing: asyncio.Task[None] | None = None
         if hosts is not None:
             hostfile = as_hostfile(hosts)
             choice = backends.choose(hostfile, backend)
@@ -186,10 +201,16 @@ class Cluster(ipyparallel.Cluster):
         async with self._turn:
             await self._claim_name()
             try:
+                # Until the world is up, also of a cluster that is to be kept.
                 self._guardian = Guardian()
                 grace = backends.get(self.backend).term_grace
-                self._guardian.tell(files=self._files(), grace=grace)
-                return await self._start(progress)
+                self._guardian.tell(
+                    files=self._files(), grace=grace, cluster_file=str(self.cluster_file)
+                )
+                world = await self._start(progress)
+                if self.keep:
+                    await self._disarm()
+                return world
             except BaseException as error:
                 report = self._last_words()
                 # What went wrong while cleaning up must not hide why it had to be done.
@@ -224,8 +245,10 @@ class Cluster(ipyparallel.Cluster):
         self.world = World(self, client)
         await self._wait_for_ranks(progress)
         progress("forming the world")
-        await self.world.form()
+        hosts, backend = self.hosts, backends.get(self.backend)
+        self.world.joined(1, await form(self.world, Plan(hosts, backend, 1, self.checked)))
         self.update_cluster_file()
+        client.on_departure = self._on_departure
         progress(f"{self.n} ranks on {self.backend} are ready ({self.backend_reason})")
         return self.world
 
@@ -243,13 +266,8 @@ class Cluster(ipyparallel.Cluster):
             )
 
         client = await asyncio.to_thread(connect)
-        watcher = Thread(
-            target=_watch_controller,
-            args=(self.controller.pid, weakref.ref(client)),
-            name="macluster-controller",
-            daemon=True,
-        )
-        watcher.start()
+        local = {rank for rank, host in enumerate(self.hosts.hosts) if host.is_local}
+        watch_processes(self.controller.pid, local, client)
         return client
 
     async def _wait_for_ranks(self, progress: Progress) -> None:
@@ -266,7 +284,7 @@ class Cluster(ipyparallel.Cluster):
             if len(client.ids) > seen:
                 seen = len(client.ids)
                 progress(f"{seen} of {self.n} ranks are here")
-            gone = sorted(int(rank) for rank in self.engine_set.stop_data.get("engines", {}))
+            gone = self.engine_set.missing
             if gone:
                 raise StartError(
                     f"Rank {gone[0]} ended while it started.",
@@ -295,7 +313,10 @@ class Cluster(ipyparallel.Cluster):
         if self.world is not None:
             # Frees a restart that waits for ranks, which would keep us waiting for our turn.
             await asyncio.to_thread(self.world.client.close, 0)
-        async with self._turn:
+        async with self._turn, self._exclusive():
+            self._adopt_from_file()
+            if self._clearing is not None:
+                await asyncio.wait([self._clearing])
             await self._stop()
 
     async def _stop(self) -> None:
@@ -336,31 +357,137 @@ class Cluster(ipyparallel.Cluster):
         if self.world is None:
             return await self.start(progress)
         progress("ending the ranks")
-        await self.restart_ranks(progress)
+        await self.recover(self.world.epoch, "the ranks are started anew", everyone=True)
+        progress(f"{self.n} ranks on {self.backend} are ready ({self.backend_reason})")
         return self.world
 
-    def replace_ranks(self) -> None:
-        """What the world does after a failure, from any thread: fresh ranks, blocking."""
-        self.restart_ranks_sync()
+    # -- after a failure -----------------------------------------------------------------------
 
-    async def restart_ranks(self, progress: Progress = silent) -> None:
-        """The part of `restart` that keeps the controller and the world."""
+    async def recover(self, seen: int, why: str, *, everyone: bool = False) -> Recovery:
+        """Give up the world `seen` and form a new one, unless somebody has done that already."""
+        async with self._turn, self._exclusive():
+            world = self.world
+            if world is None:
+                raise WorldBroken(
+                    "This cluster was stopped.",
+                    why="it was stopped while a new world was to be formed",
+                    do="%cluster start",
+                )
+            if world.client.lost is not None:
+                raise world.client.lost
+            self._adopt_from_file()
+            report = await recover(self, world, seen=seen, why=why, everyone=everyone)
+            if not report.by_others:
+                self.update_cluster_file()
+            return report
+
+    def recover_blocking(self, seen: int, why: str, *, everyone: bool = False) -> Recovery:
+        """`recover`, for a thread. A first Ctrl-C does not break it off, because that would leave
+        the ranks without a world; a second one does.
+        """
+        recovery = self.recover(seen, why, everyone=everyone)
+        future = asyncio.run_coroutine_threadsafe(recovery, background_loop())
+        impatience = 0
+        while True:
+            try:
+                return future.result()
+            except KeyboardInterrupt:
+                impatience += 1
+                if impatience > 1:
+                    future.cancel()
+                    raise
+
+    async def replace_ranks(self, ranks: Sequence[int]) -> None:
+        """Kill the processes of `ranks` and start new ones, up to their registration."""
+        assert self.world is not None
+        client, engines = self.world.client, self.engine_set
+        pids = [client.pids[rank] for rank in ranks if rank in client.pids]
+        await engines.replace(ranks, pids)
+        # A number is given again only when its last owner is gone.
+        await client.until(lambda here: not here & set(ranks), timeout=10)
+        self.rank_connection = (await self.controller.get_connection_info())["engine"]
+        engines.give_orders()
+        await self._wait_for_ranks(silent)
+
+    def clear_leftovers(self) -> None:
+        """End what ranks that were replaced have left behind, without waiting for it."""
+        if self.engine_set is not None:
+            self._clearing = asyncio.create_task(self.engine_set.clear())
+
+    def _on_departure(self, rank: int) -> None:
+        """A rank is gone (called in the client's IO thread): have the world mended."""
+        loop = background_loop()
+        loop.call_soon_threadsafe(lambda: loop.create_task(self._mend(rank)))
+
+    async def _mend(self, rank: int) -> None:
+        """A rank has died: start its successor, and mend the world if nobody uses it.
+
+        Whoever runs a cell mends it otherwise, and tells of it with the cell's failure.
+        """
+        world = self.world
+        if world is None or self._turn.locked():
+            return
+        cause = await asyncio.to_thread(self.obituary, rank)
         async with self._turn:
-            if self.world is None:
-                return  # stopped meanwhile
-            client = self.world.client
-            if client.lost is not None:
-                raise client.lost
-            await self.stop_engines()
-            # A number is given again only when its last owner is gone.
-            await client.until(lambda here: not here, timeout=10)
-            self.rank_connection = (await self.controller.get_connection_info())["engine"]
-            await self.start_engines(self.n)
-            self.engine_set.give_orders()
-            await self._wait_for_ranks(progress)
-            await self.world.form()
+            if (
+                self.world is None
+                or not world.dead
+                or backends.get(self.backend).command(self.hosts)
+            ):
+                return
+            with contextlib.suppress(MaclusterError, OSError):
+                await self.engine_set.replace([rank], [])
+        if world.busy or any(state["busy"] for state in (await status(world)).values()):
+            return
+        with contextlib.suppress(MaclusterError):
+            report = await self.recover(world.epoch, f"rank {rank} died")
+            if report.restarted:
+                world.notices += [f"Rank {rank} died while it was idle: {cause}.", *report.notes]
+
+    @contextlib.asynccontextmanager
+    async def _exclusive(self) -> AsyncIterator[None]:
+        """Keep other processes that use this cluster from changing it meanwhile."""
+        lock = os.open(self._lock_file, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(0.02)
+            yield
+        finally:
+            os.close(lock)
+
+    @property
+    def _lock_file(self) -> str:
+        return str(Path(self.profile_dir) / "security" / f"cluster-{self.name}.lock")
+
+    def _adopt_from_file(self) -> None:
+        """Take over the ranks that another process has started since we looked."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            facts = json.loads(Path(self.cluster_file).read_text())
+            [engines] = facts["engines"]["sets"].values()
+            self.engine_set.adopt(engines["engines"])
+            self.setup_cells = facts["cluster"].get("setup_cells", [])
+
+    def add_setup_cell(self, code: str) -> None:
+        """Have a cell run on every rank that is started anew. A second time changes nothing."""
+        if code not in self.setup_cells:
+            self.setup_cells = [*self.setup_cells, code]
             self.update_cluster_file()
-        progress(f"{self.n} ranks on {self.backend} are ready ({self.backend_reason})")
+
+    def obituary(self, rank: int) -> str:
+        """How the last process of a rank ended, in words. Waits a moment for its exit code."""
+        pause = Event()
+        for _ in range(50):
+            if self.engine_set is None or self.world is None:
+                break
+            ending = self.engine_set.ending(self.world.client.last_pids.get(rank))
+            if ending is not None:
+                return str(ending.cause)
+            pause.wait(OBITUARY_TIMEOUT / 50)
+        return "its process ended"
 
     # -- other processes -----------------------------------------------------------------------
 
@@ -380,6 +507,7 @@ class Cluster(ipyparallel.Cluster):
             )
         cluster: Cluster = cls.from_file(str(path))
         cluster.world = World(cluster, cluster.connect_client_sync())
+        cluster.world.learn()
         return cluster
 
     @classmethod
@@ -469,7 +597,11 @@ class Cluster(ipyparallel.Cluster):
     def _files(self) -> list[str]:
         security = Path(self.profile_dir) / "security"
         kinds = [f"ipcontroller-{self.cluster_id}-{kind}.json" for kind in ("client", "engine")]
-        return [str(self.cluster_file), *(str(security / name) for name in kinds)]
+        return [
+            str(self.cluster_file),
+            self._lock_file,
+            *(str(security / name) for name in kinds),
+        ]
 
     async def _claim_name(self) -> None:
         """Raise ClusterExists when the name is taken; clear away what a dead cluster left."""
@@ -514,8 +646,8 @@ class Cluster(ipyparallel.Cluster):
 
     def _last_words(self) -> str:
         """The last output of the ranks that ended, for a report."""
-        ended = sorted(self.engine_set.stop_data.get("engines", {})) if self.engine_set else []
-        said = {rank: self.last_words(int(rank)) for rank in ended[:2]}
+        ended = sorted(self.engine_set.ended) if self.engine_set else []
+        said = {rank: self.last_words(rank) for rank in ended[:2]}
         return "\n".join(
             f"the last output of rank {r}:\n{text}" for r, text in said.items() if text
         )
@@ -545,36 +677,9 @@ def _alive(path: Path) -> bool:
         facts = json.loads(path.read_text())
         starting = "controller" not in facts
         pid = facts["cluster"]["owner_pid"] if starting else facts["controller"]["state"]["pid"]
-        return _runs(pid)
+        return runs(pid)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _runs(pid: int) -> bool:
-    try:
-        process = psutil.Process(pid)
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
-
-
-def _watch_controller(pid: int, client: weakref.ref[RankClient]) -> None:
-    """Tell a client when the process of its controller has ended: no socket would say so."""
-    pause = Event()
-    while _runs(pid):
-        pause.wait(WATCH_INTERVAL)
-        here = client()
-        if here is None or here.lost is not None:
-            return
-        del here
-    if (left := client()) is not None:
-        left.lose(
-            WorldBroken(
-                "The controller of this cluster ended.",
-                why="its process was killed, or the notebook that owned the cluster is gone",
-                do="%cluster stop, then %cluster start",
-            )
-        )
 
 
 @functools.cache

@@ -9,8 +9,9 @@ MaclusterError
  │    ├── ClusterExists    a cluster with that name runs already
  │    └── StartError       the cluster did not come up; nothing of it is left running
  ├── WorldError
- │    ├── RankDied         a rank's process ended
- │    └── WorldBroken      the world cannot run cells until it is restarted
+ │    ├── RankDied         a rank's process ended, or is stopped
+ │    ├── WorldBroken      the world cannot be used: it was given up, or could not be formed
+ │    └── CollectiveMismatch  the ranks are about to run different collectives (checked mode)
  ├── CellError             a cell failed on a rank; carries that rank's traceback
  │    ├── CellTimeout      a cell ran longer than its `--timeout`
  │    └── CellCancelled    a cell was cancelled or interrupted
@@ -87,11 +88,15 @@ class WorldError(MaclusterError):
 
 
 class RankDied(WorldError):
-    """A rank's process ended."""
+    """A rank's process ended, or is stopped."""
 
 
 class WorldBroken(WorldError):
-    """The world cannot run cells until it is restarted."""
+    """The world cannot be used: it was given up, or could not be formed."""
+
+
+class CollectiveMismatch(WorldError):
+    """The ranks are about to run different collectives. Raised in checked mode, on each of them."""
 
 
 class CellError(MaclusterError):

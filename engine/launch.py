@@ -12,16 +12,18 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping
-from signal import SIGKILL, SIGTERM
+from collections.abc import Iterable, Mapping, Sequence
+from signal import SIGKILL, SIGTERM, Signals
 from subprocess import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
 from typing import IO, Any
 
+import attrs
 import psutil
 from ipyparallel.cluster.launcher import (
     LocalControllerLauncher,
     LocalEngineLauncher,
     LocalEngineSetLauncher,
+    NotRunning,
 )
 from traitlets import Float
 
@@ -79,6 +81,39 @@ async def end_tree(root: Any, grace: float) -> None:
         with contextlib.suppress(TimeoutExpired):
             root._popen_process.wait(timeout=10)
     root.notify_stop({"exit_code": None, "pid": root.pid, "identifier": root.identifier})
+
+
+def _send(processes: Iterable[psutil.Process], signal: int) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signal)
+
+
+@attrs.frozen
+class Ending:
+    """How a process ended: its exit code (minus the signal's number), and what it had printed."""
+
+    pid: int
+    code: int | None
+    output: str
+
+    @property
+    def cause(self) -> str:
+        """In words, or "" when nothing is known."""
+        if self.code is None:
+            return ""
+        if self.code >= 0:
+            return f"its process ended with exit code {self.code}"
+        name = Signals(-self.code).name if -self.code in set(Signals) else f"signal {-self.code}"
+        return f"its process was ended by {name}{_SIGNAL_CAUSES.get(name, '')}"
+
+
+_SIGNAL_CAUSES = {
+    "SIGKILL": ": by somebody's kill, or by the system when memory ran out",
+    "SIGSEGV": ": a crash in native code",
+    "SIGBUS": ": a crash in native code",
+    "SIGABRT": ": native code gave up",
+}
 
 
 class ControllerLauncher(LocalControllerLauncher):
@@ -145,6 +180,11 @@ class RankLauncher(LocalEngineLauncher):
         self._start_waiting()
         return process.pid
 
+    @property
+    def waits(self) -> bool:
+        """True while the process has not been given its orders."""
+        return self._orders is not None
+
     def give_orders(self, orders: Mapping[str, Any]) -> None:
         """Send the rank its orders. One that died before it got them is noticed by its exit."""
         if self._orders is None:
@@ -195,48 +235,120 @@ class RankSetLauncher(LocalEngineSetLauncher):
         super().__init__(**traits)
         # Every process started here leads a session; also of ranks that have ended since.
         self.leaders: set[int] = set()
+        self.ended: dict[int, Ending] = {}
+
+    @property
+    def one_for_all(self) -> bool:
+        """True when the backend's own launcher (mpirun) starts all ranks as one child of ours."""
+        return backends.get(self.parent.backend).command(self.parent.hosts) is not None
 
     def start(self, n: int) -> list[int]:
         """Start the processes, without waiting for any of them."""
-        cluster = self.parent
-        backend, hostfile = backends.get(cluster.backend), cluster.hosts
         self.n = n
-        command = backend.command(hostfile)
-        # With a launcher of its own (mpirun), a backend starts all ranks as one child of ours.
-        for rank in range(n) if command is None else [0]:
-            host = hostfile.hosts[rank]
-            launcher = self.launcher_for(host)(
-                work_dir=self.work_dir,
-                parent=self,
-                log=self.log,
-                profile_dir=self.profile_dir,
-                cluster_id=self.cluster_id,
-                identifier=str(rank),
-                output_file=os.path.join(
-                    self.profile_dir, "log", f"macluster-{self.cluster_id}-rank-{rank}.log"
-                ),
-                environment={
-                    # What a Jupyter kernel sets for itself, for figures in the notebook.
-                    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-                    **hostfile.environment(),
-                    **cluster.user_env,
-                    **backend.launch_environment(hostfile, rank),
-                },
-                term_grace=backend.term_grace,
-            )
-            launcher.engine_cmd = [*(command or []), *RANK_COMMAND]
-            if command is not None:
-                launcher.environment["MACLUSTER_ORDERS"] = json.dumps(self.orders())
-            os.makedirs(os.path.dirname(launcher.output_file), exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(launcher.output_file)
-            launcher.on_stop(self._notice_engine_stopped)
-            self.launchers[str(rank)] = launcher
-            self.leaders.add(launcher.start())
-            cluster.guard(launcher.pid)
+        for rank in [0] if self.one_for_all else range(n):
+            self.start_rank(rank)
         pids = [launcher.pid for launcher in self.launchers.values()]
         self.notify_start(pids)
         return pids
+
+    def start_rank(self, rank: int) -> None:
+        """Start one process, which waits for its orders. Raises StartError."""
+        cluster = self.parent
+        backend, hostfile = backends.get(cluster.backend), cluster.hosts
+        command = backend.command(hostfile)
+        launcher = self.launcher_for(hostfile.hosts[rank])(
+            work_dir=self.work_dir,
+            parent=self,
+            log=self.log,
+            profile_dir=self.profile_dir,
+            cluster_id=self.cluster_id,
+            identifier=str(rank),
+            output_file=os.path.join(
+                self.profile_dir, "log", f"macluster-{self.cluster_id}-rank-{rank}.log"
+            ),
+            environment={
+                # What a Jupyter kernel sets for itself, for figures in the notebook.
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+                **hostfile.environment(),
+                **cluster.user_env,
+                **backend.launch_environment(hostfile, rank),
+            },
+            term_grace=backend.term_grace,
+        )
+        launcher.engine_cmd = [*(command or []), *RANK_COMMAND]
+        if command is not None:
+            launcher.environment["MACLUSTER_ORDERS"] = json.dumps(self.orders())
+        os.makedirs(os.path.dirname(launcher.output_file), exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(launcher.output_file)
+        launcher.on_stop(self._notice_engine_stopped)
+        self.launchers[str(rank)] = launcher
+        self.leaders.add(launcher.start())
+        cluster.guard(launcher.pid)
+
+    def _notice_engine_stopped(self, data: dict[str, Any]) -> None:
+        identifier = data["identifier"]
+        launcher = self.launchers.get(identifier)
+        # Its successor may be there already.
+        if launcher is not None and launcher.pid == data["pid"]:
+            del self.launchers[identifier]
+            self.ended[int(identifier)] = Ending(
+                launcher.pid, data["exit_code"], launcher.get_output()
+            )
+
+    async def replace(self, ranks: Sequence[int], pids: Iterable[int]) -> None:
+        """Kill the processes of `ranks`, whether or not they still run, and start new ones.
+
+        `pids` are the ranks' own processes, which differ from those started here where a backend
+        has a launcher of its own. The new ones wait for their orders, see `give_orders`.
+        """
+        keys = ["0"] if self.one_for_all else [str(rank) for rank in ranks]
+        # One that waits for its orders is fresh: it was started as soon as its rank had died.
+        keys = [key for key in keys if not getattr(self.launchers.get(key), "waits", False)]
+        old = [self.launchers[key] for key in keys if key in self.launchers]
+        # The ranks alone at first: their nannies then tell the controller at once.
+        doomed = {process.pid: process for process in (launcher.process for launcher in old)}
+        for pid in pids:
+            with contextlib.suppress(psutil.Error):
+                doomed[pid] = psutil.Process(pid)
+        if self.one_for_all:
+            # mpirun ends by itself when its children do, and would take the nannies with it.
+            for launcher in old:
+                doomed.pop(launcher.pid, None)
+        grace = backends.get(self.parent.backend).kill_grace
+        if grace:
+            _send(doomed.values(), SIGTERM)
+            await asyncio.to_thread(psutil.wait_procs, list(doomed.values()), timeout=grace)
+        _send(doomed.values(), SIGKILL)
+        await asyncio.to_thread(psutil.wait_procs, list(doomed.values()), timeout=10)
+        for launcher in old:
+            if self.one_for_all:
+                await end_tree(launcher, 1.0)
+            self._notice_engine_stopped(
+                {"identifier": launcher.identifier, "pid": launcher.pid, "exit_code": -SIGKILL}
+            )
+        for key in keys:
+            self.start_rank(int(key))
+
+    async def clear(self) -> None:
+        """End what ranks that are gone have left behind: nannies, children, held sockets."""
+        here = {launcher.pid for launcher in self.launchers.values()}
+        gone, self.leaders = self.leaders - here, self.leaders & here
+        if gone:
+            await asyncio.to_thread(end_sessions, gone, 0.0)
+            self.parent.unguard(gone)
+
+    def adopt(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take over the processes that another process of the user has started meanwhile."""
+        for identifier, state in states.items():
+            known = self.launchers.get(identifier)
+            if known is not None and known.pid == state["pid"]:
+                continue
+            with contextlib.suppress(NotRunning):
+                launcher = RankLauncher.from_dict(state, identifier=identifier, parent=self)
+                launcher.on_stop(self._notice_engine_stopped)
+                self.launchers[identifier] = launcher
+                self.leaders.add(launcher.pid)
 
     def orders(self) -> dict[str, Any]:
         """What a rank must know to join: the controller's address and key, and its arguments."""
@@ -249,18 +361,29 @@ class RankSetLauncher(LocalEngineSetLauncher):
             launcher.give_orders({**self.orders(), "rank": int(identifier)})
 
     async def stop(self) -> None:
+        leaders = self.leaders | {launcher.pid for launcher in self.launchers.values()}
+        self.leaders = set()
         ranks = [launcher.stop() for launcher in list(self.launchers.values())]
         await asyncio.gather(*ranks, return_exceptions=True)
-        # What a cell has started in the background would outlive its rank.
-        leaders, self.leaders = self.leaders, set()
         if leaders:
+            # What a cell has started in the background would outlive its rank.
             await asyncio.to_thread(end_sessions, leaders, 0.0)
             self.parent.unguard(leaders)
+        if self.state == "running":
+            self.notify_stop({"exit_code": None})
+
+    @property
+    def missing(self) -> list[int]:
+        """The ranks whose process has ended and has no successor."""
+        return sorted(rank for rank in self.ended if str(rank) not in self.launchers)
+
+    def ending(self, pid: int | None) -> Ending | None:
+        """How the process of a rank ended, or None while nobody here knows."""
+        return next((each for each in self.ended.values() if each.pid == pid), None)
 
     def last_output(self, rank: int, lines: int = 12) -> str:
         """The end of what a rank printed outside of any cell."""
-        one_for_all = backends.get(self.parent.backend).command(self.parent.hosts) is not None
-        identifier = "0" if one_for_all else str(rank)
-        launcher = self.launchers.get(identifier)
-        text = launcher.get_output() if launcher else self.outputs.get(identifier, "")
+        number = 0 if self.one_for_all else rank
+        launcher, ended = self.launchers.get(str(number)), self.ended.get(number)
+        text = launcher.get_output() if launcher else ended.output if ended else ""
         return "\n".join(text.strip().splitlines()[-lines:])

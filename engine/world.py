@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import secrets
-import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import psutil
-
-from . import backends, errors
 from .cell import RETURN, Cell, OnOutput
-from .client import RankClient, Reply
-from .errors import MaclusterError, WorldBroken, WorldError
-from .hostfile import Hostfile, describe_ranks
+from .client import RankClient, Reply, raise_failure
+from .errors import MaclusterError, WorldError
+from .hostfile import describe_ranks
+from .recovery import Recovery
 
-FORM_TIMEOUT = 60.0  # seconds; MLX itself gives up connecting after about 31
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
 ASK_TIMEOUT = 5.0  # seconds
 WHERE_TIMEOUT = 0.5  # seconds, for all ranks together: a rescue must not wait for the stuck ones
-
-
-class Owner(Protocol):
-    """The cluster, as far as its world needs to know it."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def backend_name(self) -> str: ...
-
-    @property
-    def hosts(self) -> Hostfile: ...
-
-    def replace_ranks(self) -> None: ...
 
 
 class World:
     """The ranks of a running cluster. Made by `Cluster.start` and `Cluster.connect`."""
 
-    def __init__(self, cluster: Owner, client: RankClient) -> None:
+    def __init__(self, cluster: Cluster, client: RankClient) -> None:
         self.cluster = cluster
         self.client = client
         self.last_cell: Cell | None = None
-        self._restarting = threading.Lock()
+        self.epoch = 0  # counts the worlds of this cluster; a failure may begin a new one
+        self.phase = "ok"
+        self.notices: list[str] = []  # what happened while no cell ran, for whoever looks next
+        self._started: dict[int, int] = {}  # collectives, by rank, in this epoch
+        self._cells: weakref.WeakSet[Cell] = weakref.WeakSet()
 
     def __repr__(self) -> str:
         return f"<World {self.cluster.name}: {self.size} ranks, {self.backend}, {self.state}>"
@@ -65,18 +52,26 @@ class World:
 
     @property
     def alive(self) -> list[int]:
-        """The ranks whose process runs, as far as the controller knows."""
-        return [rank for rank in self.client.ids if rank < self.size]
+        """The ranks that can answer, as far as the controller and this process know."""
+        return [rank for rank in self.client.reachable if rank < self.size]
+
+    @property
+    def dead(self) -> list[int]:
+        return sorted(set(self.ranks) - set(self.alive))
 
     @property
     def state(self) -> str:
         """ "ok", or in words what is wrong."""
         if self.client.lost is not None:
             return self.client.lost.what.rstrip(".").lower()
-        if self._restarting.locked():
-            return "restarting"
-        dead = sorted(set(self.ranks) - set(self.alive))
-        return f"{describe_ranks(dead)} died" if dead else "ok"
+        if self.phase != "ok":
+            return self.phase
+        return f"{describe_ranks(self.dead)} died" if self.dead else "ok"
+
+    @property
+    def busy(self) -> bool:
+        """True while a cell that was sent from here runs."""
+        return any(not cell.done for cell in list(self._cells))
 
     # -- cells -------------------------------------------------------------------------------
 
@@ -86,37 +81,39 @@ class World:
         ranks: Sequence[int] | None = None,
         *,
         execution_count: int = 1,
+        checked: bool = False,
         on_output: OnOutput | None = None,
     ) -> Cell:
         """Send a cell to `ranks` (all by default) and return at once.
 
-        `on_output(rank, message)` is called in another thread for each output message.
-        Raises WorldBroken when one of the ranks is dead.
+        `on_output(rank, message)` is called in another thread for each output message. `checked`
+        compares every collective before it moves data. A world that has lost a rank is mended
+        first. Raises WorldBroken when it cannot be.
         """
         if self.client.lost is not None:
             raise self.client.lost
+        if self.dead or self.phase != "ok":
+            self.recover("a rank had died")
         chosen = self.ranks if ranks is None else list(ranks)
-        dead = sorted(set(chosen) - set(self.alive))
-        if dead:
-            raise WorldBroken(
-                f"The cell was not run: {describe_ranks(dead)} died earlier.",
-                why="its process ended, and the other ranks cannot form a world without it",
-                do="%cluster restart starts all ranks anew; %cluster status shows its last output",
-            )
-        cell = self.last_cell = Cell(self, code, chosen)
+        cell = Cell(self, code, chosen)
+        self.last_cell = cell
+        self._cells.add(cell)
 
-        def receive(rank: int, message: dict[str, Any]) -> None:
+        def keep(rank: int, message: dict[str, Any]) -> None:
             cell.record(rank, message)
             if on_output is not None:
                 on_output(rank, message)
 
-        content = {"code": code, "execution_count": execution_count, "cell": cell.id}
-        futures = self.client.request(chosen, "cell", content, on_output=receive)
+        content = {
+            "cell": cell.id,
+            "code": code,
+            "execution_count": execution_count,
+            "checked": checked,
+        }
+        futures = self.client.request(chosen, "cell", content, on_output=keep)
         for rank, future in zip(chosen, futures, strict=True):
             cell.follow(rank, future)
         return cell
-
-    # -- calls and questions -------------------------------------------------------------------
 
     def call(
         self,
@@ -131,15 +128,17 @@ class World:
         """Run one of a rank's CALLS on `ranks`, after the cells that are under way.
 
         Raises the error that a rank raised, or WorldError when it takes longer than `timeout`. An
-        interrupt ends the call on the ranks, too; those that do not react are restarted.
+        interrupt ends the call on the ranks, too; when they do not react, the world is given up.
         """
+        if self.client.lost is None and (self.dead or self.phase != "ok"):
+            self.recover("a rank had died")
         futures = self.send_call(name, content, ranks=ranks, buffers=buffers, each=each)
         try:
             return [self._outcome(name, future, timeout) for future in futures]
         except KeyboardInterrupt:
             self.signal("SIGINT", self.ranks if ranks is None else ranks)
             if wait(futures, RETURN).not_done:
-                self.restart_ranks()
+                self.recover("a call did not react to an interrupt")
             raise
 
     def send_call(
@@ -173,26 +172,56 @@ class World:
             raise WorldError(
                 f"A rank did not answer {name!r} within {timeout:g} s.",
                 why="a cell runs on it, or it is stopped (SIGSTOP, a sleeping Mac)",
-                do="wait for the cell, or use %cluster restart",
+                do="wait for the cell, or use %cluster abort",
             ) from None
-        return _raise_failure(reply)
+        return raise_failure(reply)
 
-    def where(self, ranks: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """{"cell": id, "place": words} for each rank that answers within WHERE_TIMEOUT."""
-        futures = self.client.request(ranks, "ask", {"name": "where"}, channel="control")
-        wait(futures, WHERE_TIMEOUT)
+    def ask_all(
+        self,
+        name: str,
+        content: Mapping[str, Any] | None = None,
+        ranks: Sequence[int] | None = None,
+        timeout: float = WHERE_TIMEOUT,
+    ) -> dict[int, dict[str, Any]]:
+        """The answers of those of `ranks` (all by default) that answer within `timeout`."""
+        asked = self.ranks if ranks is None else ranks
+        body = {"name": name, **(content or {})}
+        futures = self.client.request(asked, "ask", body, channel="control")
+        wait(futures, timeout)
         answers: dict[int, dict[str, Any]] = {}
-        for rank, future in zip(ranks, futures, strict=True):
-            # A rank may hold the GIL in native code, or be stopped.
+        for rank, future in zip(asked, futures, strict=True):
+            # A rank may hold the interpreter in native code, or be stopped.
             with contextlib.suppress(FutureTimeout, MaclusterError):
-                answers[rank] = _raise_failure(future.result(0)).content
+                answers[rank] = raise_failure(future.result(0)).content
         return answers
 
-    def forget(self, cell: str, ranks: Sequence[int]) -> None:
-        """Have ranks skip a cell whose turn has not come."""
-        if ranks:
-            content = {"name": "forget", "cell": cell}
-            wait(self.client.request(ranks, "ask", content, channel="control"), WHERE_TIMEOUT)
+    # -- looking at ranks that are busy --------------------------------------------------------
+
+    def where(self, ranks: Sequence[int] | None = None) -> dict[int, dict[str, Any]]:
+        """Where the ranks that answer stand: see `rank/introspect.py`."""
+        return self.ask_all("where", ranks=ranks)
+
+    def stacks(self, timeout: float = 1.0) -> dict[int, dict[str, Any] | None]:
+        """Each rank's stack and seconds in its cell, also while it runs; None without an answer.
+
+        {"elapsed": seconds or None, "started": collectives, "frames": [{"file", "line",
+        "function", "source"}, ...]}, the outermost frame of the cell first.
+        """
+        answers = self.ask_all("stacks", timeout=timeout)
+        return {rank: answers.get(rank) for rank in self.ranks}
+
+    def obituary(self, rank: int) -> str:
+        """How the process of a rank ended, in words; "" when that is not known here."""
+        return self.cluster.obituary(rank)
+
+    # -- ending things -------------------------------------------------------------------------
+
+    def interrupt(
+        self, cell: str, ranks: Sequence[int], how: str, step: int | None = None
+    ) -> dict[int, dict[str, Any]]:
+        """Interrupt one cell on `ranks`: see `rank/introspect.py`."""
+        content = {"cell": cell, "how": how, "step": step}
+        return self.ask_all("interrupt", content, ranks)
 
     def signal(self, name: str, ranks: Sequence[int]) -> None:
         """Send a signal, such as "SIGINT", to ranks through their nannies. Does not wait."""
@@ -200,131 +229,57 @@ class World:
         if alive:
             self.client.send_signal(name, targets=alive, block=False)
 
-    def restart_ranks(self) -> None:
-        """Kill all ranks and start them anew, on the same controller."""
-        with self._restarting:
-            self.cluster.replace_ranks()
+    def abort(self, why: str = "it was aborted") -> Recovery:
+        """End whatever the ranks do and form a new world; variables stay where the backend can.
 
-    # -- forming -------------------------------------------------------------------------------
-
-    async def form(self) -> None:
-        """Make the ranks join each other, and prove that rank, size and data are right.
-
-        Raises WorldError or BackendError; the caller ends the processes.
+        On `ring` every rank keeps its variables and models, except what it was just computing.
         """
-        hostfile = self.cluster.hosts
-        backend = backends.get(self.backend)
-        prepared = await self._gather(
-            self.send_call(
-                "world.prepare",
-                {"backend": backend.init_name},
-                each=lambda rank: {"ips": backend.ports(hostfile, rank) if self.size > 1 else []},
-            )
+        epochs = [answer["epoch"] for answer in self.ask_all("status").values()]
+        return self.recover(why, seen=max([self.epoch, *epochs]))
+
+    def recover(self, why: str, *, seen: int | None = None, everyone: bool = False) -> Recovery:
+        """Give up the world `seen` (by default the one known here) and form a new one.
+
+        Raises WorldBroken when none can be formed.
+        """
+        report: Recovery = self.cluster.recover_blocking(
+            self.epoch if seen is None else seen, why, everyone=everyone
         )
-        facts = [reply.content for reply in prepared]
-        _same_versions(facts)
-        without = [rank for rank, fact in enumerate(facts) if not fact["available"]]
-        if without and self.size > 1:
-            raise errors.BackendError(
-                f"MLX on {describe_ranks(without)} has no {self.backend} backend.",
-                why=f"the mlx {facts[without[0]]['mlx']} in {facts[without[0]]['executable']} was "
-                "built without it",
-                do="install the wheel that has it (jaccl: macOS 26.2 or later; nccl: mlx[cuda13]), "
-                "or use --backend ring",
-            )
-        addresses = [fact["addresses"] for fact in facts]
-        orders = {"backend": backend.init_name, "size": self.size, "nonce": secrets.randbits(30)}
+        return report
 
-        def each(rank: int) -> dict[str, Any]:
-            if self.size == 1:
-                return {"rank": rank, "env": {"MLX_RANK": "0"}, "files": {}}
-            seen = backend.world_environment(hostfile, rank, addresses)
-            return {"rank": rank, "env": dict(seen.env), "files": dict(seen.files)}
+    def joined(self, epoch: int, facts: Sequence[Mapping[str, Any]]) -> None:
+        """A new world has formed, and its ranks said what they are."""
+        self.epoch = epoch
+        self._started = dict.fromkeys(self.ranks, 0)
+        self.client.pids = {rank: fact["pid"] for rank, fact in enumerate(facts)}
 
-        # MLX's last rank dials first and then sleeps for a second when nobody listens yet.
-        first, last = self.ranks[:-1], self.ranks[-1:]
-        futures = self.send_call("world.form", orders, ranks=first, each=each)
-        if self.backend == "ring" and hostfile.is_local and first:
-            await asyncio.to_thread(_wait_for_listeners, facts[:-1], futures)
-        futures += self.send_call("world.form", orders, ranks=last, each=each)
-        for rank, reply in enumerate(await self._gather(futures)):
-            if reply.content["rank"] != rank:
-                raise WorldError(
-                    f"Engine {rank} is rank {reply.content['rank']} of the world.",
-                    why="the environment of its process names another rank",
-                    do="unset MLX_RANK where the notebook was started, then start again",
-                )
+    def learn(self) -> None:
+        """Find out what a process that connects cannot know."""
+        answers = self.ask_all("status", timeout=ASK_TIMEOUT)
+        self.epoch = max((answer["epoch"] for answer in answers.values()), default=0)
+        self._started = {rank: answer["started"] for rank, answer in answers.items()}
+        self.client.pids = {rank: answer["pid"] for rank, answer in answers.items()}
 
-    async def _gather(self, futures: Sequence[Future[Reply]]) -> list[Reply]:
-        tasks = [asyncio.wrap_future(future) for future in futures]
-        waiting: set[asyncio.Future[Reply]] = set(tasks)
-        deadline = asyncio.get_running_loop().time() + FORM_TIMEOUT
-        while waiting and (left := deadline - asyncio.get_running_loop().time()) > 0:
-            done, waiting = await asyncio.wait(
-                waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in done:
-                # The first failure explains why the others wait.
-                _raise_failure(task.result())
-        late = [rank for rank, task in enumerate(tasks) if task in waiting]
-        if late:
-            raise WorldError(
-                f"The world did not form within {FORM_TIMEOUT:.0f} s: "
-                f"{describe_ranks(late)} did not connect.",
-                why="an address in the hostfile cannot be reached from another host, or a firewall "
-                "drops the connection",
-                do="check the addresses in the hostfile from each host; on one machine use "
-                "%cluster start 2",
-            )
-        return [task.result() for task in tasks]
+    # -- keeping in step -----------------------------------------------------------------------
 
+    def note_started(self, rank: int, epoch: int, started: int) -> None:
+        """A cell has ended on a rank, which has started so many collectives in that epoch."""
+        if epoch > self.epoch:
+            self.epoch, self._started = epoch, {}
+        if epoch == self.epoch:
+            self._started[rank] = started
 
-def _raise_failure(reply: Reply) -> Reply:
-    content = reply.content
-    if content.get("status") != "error":
-        return reply
-    kind = getattr(errors, content["ename"], None)
-    if isinstance(kind, type) and issubclass(kind, MaclusterError):
-        what = f"On rank {reply.rank}: {content['evalue']}"
-        raise kind(what, why=content["why"], do=content["do"])
-    last = "".join(content["traceback"]).strip()
-    raise WorldError(
-        f"Rank {reply.rank} failed: {content['ename']}: {content['evalue']}",
-        why=last,
-        do="if the lines above do not explain it, %cluster restart gives fresh ranks",
-    )
-
-
-def _same_versions(facts: Sequence[Mapping[str, Any]]) -> None:
-    """Ranks that run different versions give wrong data without an error. Raises WorldError."""
-    for part in ("mlx", "python"):
-        versions = {
-            fact[part].rsplit(".", 1)[0] if part == "python" else fact[part] for fact in facts
-        }
-        if len(versions) > 1:
-            listing = "\n".join(
-                f"rank {i} on {f['hostname']}: {f[part]}" for i, f in enumerate(facts)
-            )
-            raise WorldError(
-                f"The ranks run different versions of {part}.",
-                why=listing,
-                do=f"install the same {part} on every host",
-            )
-
-
-def _wait_for_listeners(
-    facts: Sequence[Mapping[str, Any]], futures: Sequence[Future[Reply]]
-) -> None:
-    """Return once every rank listens, has failed, or a second has passed."""
-    wanted = {(fact["pid"], address) for fact in facts for address in fact["addresses"][:1]}
-    pause = threading.Event()
-    for _ in range(200):
-        listening = set()
-        for fact in facts:
-            with contextlib.suppress(psutil.Error):
-                for connection in psutil.Process(fact["pid"]).net_connections(kind="tcp4"):
-                    if connection.status == psutil.CONN_LISTEN:
-                        listening.add((fact["pid"], "{}:{}".format(*connection.laddr)))
-        if wanted <= listening or any(future.done() for future in futures):
-            return
-        pause.wait(0.005)
+    def out_of_step(self) -> str:
+        """Why the next collective could go wrong, or "": for after a cell that has failed."""
+        if self.dead:
+            return f"{describe_ranks(self.dead)} died"
+        if len(set(self._started.values())) > 1:
+            return "the ranks had started different numbers of collectives"
+        states = self.ask_all("status")
+        if any(state["broken"] for state in states.values()):
+            return "the world had been given up"
+        if all(not state["busy"] for state in states.values()):
+            holders = [rank for rank, state in states.items() if state["unread"]]
+            if holders:
+                return f"data that nobody had asked for was left on {describe_ranks(holders)}"
+        return ""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ClusterError,
         ClusterExists,
         ClusterNotFound,
+        CollectiveMismatch,
         HostfileError,
         MaclusterError,
         ModelError,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from .engine.models.load import LoadedModel, load
     from .engine.models.shards import shards
     from .engine.models.tiny import toy_path
+    from .engine.recovery import Recovery
+    from .engine.steps import steps
     from .engine.world import World
 
 __version__ = "0.1.0"
@@ -45,6 +48,7 @@ __all__ = [
     "ClusterError",
     "ClusterExists",
     "ClusterNotFound",
+    "CollectiveMismatch",
     "Host",
     "Hostfile",
     "HostfileError",
@@ -52,6 +56,7 @@ __all__ = [
     "MaclusterError",
     "ModelError",
     "RankDied",
+    "Recovery",
     "StartError",
     "TransferError",
     "UsageError",
@@ -62,6 +67,7 @@ __all__ = [
     "load",
     "load_ipython_extension",
     "shards",
+    "steps",
     "stream_generate",
     "toy_path",
     "unload_ipython_extension",
@@ -75,10 +81,12 @@ _HOMES = {
     "Host": "engine.hostfile",
     "Hostfile": "engine.hostfile",
     "LoadedModel": "engine.models.load",
+    "Recovery": "engine.recovery",
     "World": "engine.world",
     "generate": "engine.models.generate",
     "load": "engine.models.load",
     "shards": "engine.models.shards",
+    "steps": "engine.steps",
     "stream_generate": "engine.models.generate",
     "toy_path": "engine.models.tiny",
 }

@@ -36,6 +36,11 @@ class Backend(ABC):
     init_name: ClassVar[str]  # as in `mx.distributed.init(backend=...)`
     summary: ClassVar[str]
     term_grace: ClassVar[float] = 2.0  # seconds between SIGTERM and SIGKILL at stop
+    # The same when a world has failed. Most ranks hang then, and nothing is gained by asking.
+    kill_grace: ClassVar[float] = 0.0
+    # True when a rank that waits for others can be freed, and can join a new world, without losing
+    # its process. Otherwise a failure costs all ranks: they are killed and started anew.
+    rebuilds_in_place: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, hostfile: Hostfile) -> None:

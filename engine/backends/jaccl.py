@@ -19,6 +19,7 @@ class Jaccl(Backend):
     # A rank killed inside a verbs call can leave its port unusable until a reboot,
     # so it gets time to tear its group down.
     term_grace = 10.0
+    kill_grace = 10.0
 
     def neighbours(self, rank: int, n: int) -> list[int]:
         """The ranks that `rank` needs a cable to."""

@@ -13,6 +13,7 @@ class Ring(Backend):
     name = "ring"
     init_name = "ring"
     summary = "TCP between neighbours, over any cable"
+    rebuilds_in_place = True  # see engine/rank/lifeline.py
 
     def check(self, hostfile: Hostfile) -> None:
         require_address(self.name, hostfile, range(len(hostfile)))

@@ -97,6 +97,19 @@ def load(path: str | Path, strategy: Strategy | Literal["auto"] = "tensor") -> L
     return loaded
 
 
+def load_alone(path: str | Path, strategy: Strategy) -> LoadedModel:
+    """This rank's part of a model that the other ranks hold already, without any collective.
+
+    Raises ModelError or OSError when the folder is not there any more.
+    """
+    import mlx.core as mx
+
+    group = mx.distributed.init()
+    loaded = _assemble(_find(path, strategy, group.rank()), strategy, group)
+    _read_weights(loaded)
+    return loaded
+
+
 # -- agreement of the ranks ------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import inspect
 import linecache
 import os
 import sys
-import threading
+import time
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +19,9 @@ import psutil
 from IPython.utils.tokenutil import token_at_cursor
 
 from .. import codec
+from ..steps import turnstile
+from . import world
+from .collectives import collectives
 
 DESCRIBED_BY_IPYTHON = (types.ModuleType, type)
 
@@ -53,46 +56,82 @@ def inspect_name(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memo
 
 
 def status(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
-    """{"pid", "rss", "mlx_active", "mlx_peak"}: bytes; the last two None before MLX is imported."""
+    """What the process is, in bytes and counts; `mlx_*` are None before MLX is imported."""
     core = sys.modules.get("mlx.core")
+    main = kernel.macluster
     return {
         "pid": os.getpid(),
         "rss": psutil.Process().memory_info().rss,
         "mlx_active": core.get_active_memory() if core else None,
         "mlx_peak": core.get_peak_memory() if core else None,
+        "epoch": collectives.epoch,
+        "broken": collectives.broken is not None,
+        "started": collectives.started,
+        "unread": world.unread(),
+        "busy": main.work is not None,
     }, ()
 
 
 def where(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
-    """{"cell", "place"}: the id of the cell that runs and its line, in words; None when idle."""
-    work = kernel.macluster_work
-    cell = work.cell if work is not None else None
-    cell_files = kernel.shell.compile._filename_map
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None and frame.f_code.co_filename not in cell_files:
-        frame = frame.f_back
-    if frame is None:
-        frame = _suspended_frame(kernel, cell_files)
-    if frame is None:
-        return {"cell": cell, "place": None}, ()
-    source = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-    return {"cell": cell, "place": f"line {frame.f_lineno}: `{source}`"}, ()
+    """Where the main thread stands.
+
+    `cell` is the id of the cell that runs, `place` its line in words (None when idle), `moment`
+    changes whenever the thread moves on, `started` counts the collectives that it has started in
+    the world `epoch`, and `unread` the bytes that others have sent to it for one that it has not.
+    """
+    main = kernel.macluster
+    work = main.work
+    return {
+        "cell": work.cell if work is not None else None,
+        "place": main.place(),
+        "moment": main.moment(),
+        "epoch": collectives.epoch,
+        "started": collectives.started,
+        "unread": world.unread(),
+    }, ()
 
 
-def _suspended_frame(kernel: Any, cell_files: Mapping[str, Any]) -> types.FrameType | None:
-    """The innermost frame of a cell that awaits something, or None when no cell does."""
-    work = kernel.macluster_work
-    inner = work.task.get_coro() if work is not None and work.task is not None else None
-    found = None
-    while inner is not None:
-        frame = getattr(inner, "cr_frame", None)
-        if frame is not None and frame.f_code.co_filename in cell_files:
-            found = frame
-        inner = getattr(inner, "cr_await", None)
-    return found
+def stacks(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
+    """The main thread's stack, the cell's own line first: {"elapsed", "frames"}.
+
+    `elapsed` counts the seconds since the request began, None when idle. Each frame is a dict of
+    file, line, function and source; a cell's file is given as "cell".
+    """
+    main = kernel.macluster
+    work, cell_files = main.work, kernel.shell.compile._filename_map
+    frames = []
+    for frame in main.frames():
+        file = frame.f_code.co_filename
+        frames.append(
+            {
+                "file": "cell" if file in cell_files else file,
+                "line": frame.f_lineno,
+                "function": frame.f_code.co_name,
+                "source": linecache.getline(file, frame.f_lineno).strip(),
+            }
+        )
+    elapsed = time.monotonic() - work.began if work is not None else None
+    return {"elapsed": elapsed, "frames": frames, "started": collectives.started}, ()
 
 
-def forget(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
-    """Do not run the cell `content["cell"]` when its turn comes."""
-    kernel.macluster_forgotten.add(content["cell"])
-    return {}, ()
+def interrupt(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
+    """Interrupt the cell `content["cell"]`, or see to it that it does not run at all.
+
+    `how` is "hold" (before the next step of a loop over `macluster.steps`), "stop" (before step
+    `content["step"]`), "go" (take a hold back) or "now". The answer's `stage` is "running",
+    "waiting" or "ended"; `begun` counts the steps, None where no such loop runs, and `pace` is the
+    seconds that the last one took.
+    """
+    main, how = kernel.macluster, content["how"]
+    stage = main.stage(content["cell"])
+    begun = None
+    if stage == "running":
+        if how == "hold":
+            begun = turnstile.hold()
+        elif how == "stop":
+            turnstile.stop_before(content["step"])
+        else:
+            turnstile.release()
+            if how == "now":
+                main.interrupt(main.work)
+    return {"stage": stage, "begun": begun, "pace": turnstile.pace}, ()

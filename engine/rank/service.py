@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import contextvars
 import gc
+import inspect
 import os
 import signal
 import sys
@@ -21,18 +21,19 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import attrs
-
 from ..client import PREFIX, Message
-from ..errors import MaclusterError
+from ..errors import MaclusterError, WorldBroken
 from ..wire import Wire
-from . import cells, data, introspect, variables, world
+from . import cells, data, introspect, models, variables, world
+from .collectives import collectives
+from .work import MainThread
 
 Answer = tuple[dict[str, Any], Sequence[Any]]
-Handler = Callable[[Any, Mapping[str, Any], Sequence[memoryview]], Answer]
+# Takes the kernel, the request's content and its buffers. One of QUESTIONS may be a coroutine.
+Handler = Callable[[Any, Mapping[str, Any], Sequence[memoryview]], Any]
 
 CALLS: dict[str, Handler] = {
     "world.prepare": world.prepare,
@@ -41,24 +42,20 @@ CALLS: dict[str, Handler] = {
     "data.push": data.push,
     "data.settle": data.settle,
     "data.pull": data.pull,
+    "models.list": models.held,
+    "models.reload": models.reload,
     "variables.list": variables.table,
     "variables.hash": variables.digests,
 }
 QUESTIONS: dict[str, Handler] = {
+    "abort": world.abort,
     "complete": introspect.complete,
     "inspect": introspect.inspect_name,
     "status": introspect.status,
     "where": introspect.where,
-    "forget": introspect.forget,
+    "stacks": introspect.stacks,
+    "interrupt": introspect.interrupt,
 }
-
-
-@attrs.frozen
-class Work:
-    """What the main thread is busy with: the cell's id, or None for a call, and its task."""
-
-    cell: str | None
-    task: asyncio.Task[Any] | None
 
 
 class Service:
@@ -79,8 +76,9 @@ class Service:
 
     def install(self) -> None:
         kernel = self.kernel
-        kernel.macluster_work = None
-        kernel.macluster_forgotten = set()
+        self.main = kernel.macluster = MainThread(kernel.shell)
+        self.main.install()
+        collectives.cell_files = kernel.shell.compile._filename_map
         kernel.control_handlers[PREFIX + "ask_request"] = self.on_ask
         self._count_outputs()
         cells.prepare_shell(kernel.shell)
@@ -111,49 +109,56 @@ class Service:
             kernel.set_parent(idents, parent, channel="shell")
             content: dict[str, Any]
             buffers: Sequence[Any] = ()
+            cell = parent["content"].get("cell")
             try:
-                with self._at_work(parent):
+                with self.main.at_work(cell):
                     content, buffers = await self._work(parent)
             except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
                 content = _failure(error)
+            self.main.rest()
+            if cell is not None:
+                # What the one who sent the cell needs to know whether the world is still in step.
+                content["started"] = collectives.started
+                content["epoch"], content["broken"] = (
+                    collectives.epoch,
+                    collectives.broken is not None,
+                )
             self._reply(kernel.shell_stream, idents, parent, content, buffers)
-
-    @contextlib.contextmanager
-    def _at_work(self, parent: Message) -> Iterator[None]:
-        """While a request is answered: say which one, and let SIGINT interrupt it."""
-        self.kernel.macluster_work = Work(parent["content"].get("cell"), asyncio.current_task())
-        try:
-            with interruptible():
-                yield
-        finally:
-            self.kernel.macluster_work = None
 
     async def _work(self, parent: Message) -> Answer:
         """Run a cell or one of CALLS, in the main thread."""
         content = parent["content"]
         if "call" in parent["header"]["msg_type"]:
-            return self._look_up(CALLS, parent)
-        if content["cell"] in self.kernel.macluster_forgotten:
-            self.kernel.macluster_forgotten.discard(content["cell"])
-            raise asyncio.CancelledError("the cell was cancelled before its turn")
-        started = time.perf_counter()
-        reply = await cells.run(self.kernel.shell, content)
+            answer, buffers = self._handle(CALLS, parent)
+            return {"status": "ok", **answer}, buffers
+        if collectives.broken is not None:
+            raise collectives.broken
+        work, started = self.main.work, time.perf_counter()
+        collectives.checked = content.get("checked") or collectives.always_checked
+        collectives.solo = content.get("solo", "")
+        try:
+            reply = await cells.run(self.kernel.shell, content)
+        finally:
+            collectives.checked, collectives.solo = False, ""
+        if work is not None and self.main.stale is work:
+            raise stale_use()
         return {**reply, "elapsed": time.perf_counter() - started}, ()
 
     async def on_ask(self, stream: Any, ident: list[bytes], parent: Message) -> None:
         """Answer one of QUESTIONS, in the control thread."""
         buffers: Sequence[Any] = ()
         try:
-            content, buffers = self._look_up(QUESTIONS, parent)
+            found = self._handle(QUESTIONS, parent)
+            answer, buffers = await found if inspect.isawaitable(found) else found
+            content = {"status": "ok", **answer}
         except Exception as error:
             content = _failure(error)
         self._reply(stream, ident, parent, content, buffers)
 
-    def _look_up(self, table: Mapping[str, Handler], parent: Message) -> Answer:
+    def _handle(self, table: Mapping[str, Handler], parent: Message) -> Any:
         content = parent["content"]
         buffers = [memoryview(buffer) for buffer in parent["buffers"]]
-        answer, out = table[content["name"]](self.kernel, content, buffers)
-        return {"status": "ok", **answer}, out
+        return table[content["name"]](self.kernel, content, buffers)
 
     def _reply(
         self,
@@ -218,26 +223,13 @@ class Service:
         session.send = counting_send
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """While a request is answered, SIGINT interrupts it.
-
-    Code that runs gets a KeyboardInterrupt. A cell that awaits something is cancelled, because a
-    KeyboardInterrupt would end the rank's event loop instead.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-
-    def interrupt(*_: Any) -> None:
-        if asyncio.current_task(loop) is task:
-            raise KeyboardInterrupt
-        if task is not None:
-            loop.call_soon_threadsafe(task.cancel)
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def stale_use() -> WorldBroken:
+    return WorldBroken(
+        "The cell used something that belongs to a world that was given up.",
+        why="an array or a compiled function was made before the world was rebuilt, and holds a "
+        "collective of the old one; what it gave is NaN",
+        do="run the cells again that make it",
+    )
 
 
 def leave(*_: Any) -> None:

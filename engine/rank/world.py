@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
+import io
 import os
 import platform
 import random
@@ -11,19 +14,33 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from ..errors import WorldError
+from ..errors import WorldBroken, WorldError
+from .collectives import collectives
+from .lifeline import Lifeline
 
 # Ports that this rank holds between `prepare` and `form`, so that no other process takes them.
 # The sockets never listen.
 _reserved: list[socket.socket] = []
 
+# mlx::core::distributed::clear_backends(): what MLX itself calls at exit, exported by libmlx, and
+# not in the Python module.
+_CLEAR_BACKENDS = "_ZN3mlx4core11distributed14clear_backendsEv"
+
 
 def prepare(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
-    """Reserve a free port on each of `content["ips"]` and say what this rank runs on."""
+    """Leave the old world, reserve a free port on each of `content["ips"]`, and say what this is.
+
+    Returns facts about the process, and the names whose values went with the old world: `pending`
+    were to be computed with a collective of it and are unbound now, `spoiled` were being computed
+    when the cell was ended and hold NaN.
+    """
     import mlx.core as mx
 
+    collectives.install()
+    pending, spoiled = _leave(kernel)
     release_ports()
     addresses = []
     for ip in content["ips"]:
@@ -48,6 +65,9 @@ def prepare(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryvie
         "python": platform.python_version(),
         "mlx": version("mlx"),
         "executable": sys.executable,
+        "epoch": collectives.epoch,
+        "pending": pending,
+        "spoiled": spoiled,
     }, ()
 
 
@@ -68,12 +88,13 @@ def form(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview])
     rank, size, nonce = content["rank"], content["size"], content["nonce"]
     os.environ.update(content["env"])
     release_ports()  # a moment before MLX takes them; the nonce would show a stranger
+    init = collectives.original("init")
     with _files(content["files"]):
         if size == 1 and content["backend"] == "ring":
             # MLX's ring has no world of one; its default group is exactly that.
-            group = mx.distributed.init()
+            group = init()
         else:
-            group = mx.distributed.init(strict=True, backend=content["backend"])
+            group = init(strict=True, backend=content["backend"])
     if (group.rank(), group.size()) != (rank, size):
         raise WorldError(
             f"Rank {rank} of {size} joined a group as rank {group.rank()} of {group.size()}.",
@@ -81,38 +102,138 @@ def form(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview])
             do="unset MLX_RANK, MLX_HOSTFILE and MLX_WORLD_SIZE where the notebook was started, "
             "then %cluster restart",
         )
-    proof = mx.distributed.all_gather(mx.array([[nonce, rank]], dtype=mx.int32), group=group)
+    if content["ports"]:
+        # Before the first collective: from then on a neighbour can leave us waiting.
+        collectives.lifeline = Lifeline(content["ports"], on_stale_use=lambda: _stale_use(kernel))
+    gather, add = collectives.original("all_gather"), collectives.original("all_sum")
+    proof = gather(mx.array([[nonce, rank]], dtype=mx.int32), group=group)
     expected = [[nonce, other] for other in range(size)]
-    total = mx.distributed.all_sum(mx.array(rank + 1, dtype=mx.int32), group=group)
+    total = add(mx.array(rank + 1, dtype=mx.int32), group=group)
     if proof.tolist() != expected or total.item() != size * (size + 1) // 2:
         raise WorldError(
             f"Rank {rank} received data of another world: {proof.tolist()}, not {expected}.",
             why="another process uses the same port or the same cable",
             do="%cluster restart picks new ports",
         )
-    _seed_namespace(kernel.shell, group)
-    return {"rank": group.rank(), "size": group.size(), "sum": total.tolist()}, ()
+    if collectives.epoch == 0:
+        _seed_namespace(kernel.shell, rank, size)
+    collectives.join(group, content["epoch"], content["backend"])
+    collectives.always_checked = content["checked"]
+    # Every rank draws the same numbers until a cell says otherwise: sampled tokens must agree.
+    random.seed(content["epoch"] - 1)
+    mx.random.seed(content["epoch"] - 1)
+    return {"rank": rank, "size": size, "sum": total.tolist()}, ()
 
 
-def _seed_namespace(shell: Any, group: Any) -> None:
+async def abort(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
+    """End what the main thread does, and the world with it.
+
+    Returns {"vacant"}: False when the main thread has not come back within
+    `content["patience"]` seconds.
+    """
+    collectives.part(
+        WorldBroken(
+            "The world of this cluster was given up.",
+            why=content["why"],
+            do="wait until %cluster status says that the world is ok, and run the cell again",
+        )
+    )
+    if collectives.lifeline is not None:
+        collectives.lifeline.cut()
+    return {"vacant": await kernel.macluster.vacate(content["patience"])}, ()
+
+
+def unread() -> int:
+    """Bytes on the ring that no collective of this rank has asked for; 0 on other backends."""
+    return collectives.lifeline.unread() if collectives.lifeline is not None else 0
+
+
+def can_rebuild() -> bool:
+    """True when this MLX lets a process leave a world and join another."""
+    return hasattr(_libmlx(), _CLEAR_BACKENDS)
+
+
+def _leave(kernel: Any) -> tuple[list[str], list[str]]:
+    """Drop the old world: MLX's group, its sockets, and what was yet to be computed with it."""
+    collectives.part(collectives.broken or WorldBroken("This rank has left its world."))
+    pending = _unbind_pending(kernel.shell.user_ns)
+    spoiled = _spoiled(kernel)
+    collectives.drop()
+    if collectives.lifeline is not None:
+        collectives.lifeline.cut()
+        collectives.lifeline.retire()
+        collectives.lifeline = None
+    gc.collect()
+    getattr(_libmlx(), _CLEAR_BACKENDS)()
+    return pending, spoiled
+
+
+def _libmlx() -> ctypes.CDLL:
+    import mlx.core as mx
+
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    return ctypes.CDLL(str(Path(mx.__file__).parent / "lib" / f"libmlx.{suffix}"))
+
+
+_COLLECTIVE_NODES = ("AllReduce", "AllGather", "ReduceScatter", "Send", "Recv")
+
+
+def _unbind_pending(namespace: dict[str, Any]) -> list[str]:
+    """Unbind the arrays whose value was to come from a collective of the old world."""
+    import mlx.core as mx
+
+    found = []
+    for name, value in list(namespace.items()):
+        if isinstance(value, mx.array):
+            graph = io.StringIO()
+            mx.export_to_dot(graph, value)
+            if any(node in graph.getvalue() for node in _COLLECTIVE_NODES):
+                found.append(name)
+                del namespace[name]
+    return [name for name in found if not name.startswith("_")]
+
+
+def _spoiled(kernel: Any) -> list[str]:
+    """The arrays that the cell which was ended has bound, and that hold NaN."""
+    import mlx.core as mx
+
+    work = kernel.macluster.interrupted
+    kernel.macluster.interrupted = None
+    if work is None:
+        return []
+    return [
+        name
+        for name, value in kernel.shell.user_ns.items()
+        if isinstance(value, mx.array)
+        and not name.startswith("_")
+        and work.names.get(name) != id(value)
+        and mx.issubdtype(value.dtype, mx.inexact)
+        and mx.isnan(value).any().item()
+    ]
+
+
+def _stale_use(kernel: Any) -> None:
+    """MLX sends on the sockets of a world that was given up."""
+    work = kernel.macluster.work
+    if work is not None and kernel.macluster.stale is not work:
+        kernel.macluster.stale = work
+        kernel.macluster.interrupt(work)
+
+
+def _seed_namespace(shell: Any, rank: int, size: int) -> None:
     """The names that every cell finds: `group`, `rank`, `size`, `mx`, `rprint`, `macluster`."""
     import mlx.core as mx
 
     import macluster
-
-    rank = group.rank()
 
     def rprint(*values: Any, **options: Any) -> None:
         """Print on rank 0 only, at once."""
         if rank == 0:
             print(*values, **{"flush": True, **options})
 
-    names = {"group": group, "rank": rank, "size": group.size(), "mx": mx}
+    names = {"group": collectives.group, "rank": rank, "size": size, "mx": mx}
     names |= {"rprint": rprint, "macluster": macluster}
     shell.push(names, interactive=False)
-    # Every rank draws the same numbers until a cell says otherwise: sampled tokens must agree.
-    random.seed(0)
-    mx.random.seed(0)
 
 
 @contextlib.contextmanager

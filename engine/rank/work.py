@@ -1,0 +1,174 @@
+"""What a rank's main thread is busy with, where it stands, and how it is stopped.
+
+Everything here may be called from the control thread while a cell runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import linecache
+import signal
+import sys
+import threading
+import time
+import types
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from ..steps import turnstile
+
+NUDGE = 0.05  # seconds between two interrupts of a main thread that has to come back
+
+
+@attrs.define(eq=False)
+class Work:
+    """One request: the cell's id (None for a call), its task, and when it began (monotonic)."""
+
+    cell: str | None
+    task: asyncio.Task[Any] | None
+    began: float = attrs.field(factory=time.monotonic)
+    names: Mapping[str, int] = attrs.field(factory=dict)  # the cell's names before it, with ids
+
+
+class MainThread:
+    """The main thread of a rank."""
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+        self.work: Work | None = None
+        self.interrupted: Work | None = None  # the last work that `abort` has ended
+        self.stale: Work | None = None  # the last work that used a world that was given up
+        self._forgotten: set[str] = set()
+        self._ended: deque[str | None] = deque(maxlen=100)  # the last cells
+        self._looking = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ident = threading.main_thread().ident or 0
+
+    def install(self) -> None:
+        """Take SIGINT over. To be called in the main thread, in its event loop."""
+        self._loop = asyncio.get_running_loop()
+        signal.signal(signal.SIGINT, self._on_sigint)
+
+    # -- in the main thread ------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def at_work(self, cell: str | None) -> Iterator[None]:
+        """While a request is answered: say which one, and let SIGINT interrupt it.
+
+        Raises CancelledError for a cell that was forgotten before its turn.
+        """
+        names = {name: id(value) for name, value in self.shell.user_ns.items()} if cell else {}
+        work = Work(cell, asyncio.current_task(), names=names)
+        with self._looking:
+            if cell in self._forgotten:
+                self._forgotten.discard(cell)
+                raise asyncio.CancelledError("the cell was cancelled before its turn")
+            self.work = work
+        if cell is not None:
+            turnstile.reset()
+        try:
+            yield
+        finally:
+            self._ended.append(cell)
+            self.rest()
+
+    def rest(self) -> None:
+        """The work is done. Until this has returned, an interrupt may still come."""
+        while self.work is not None:
+            with contextlib.suppress(KeyboardInterrupt):
+                self.work = None
+
+    def _on_sigint(self, *_: Any) -> None:
+        """Interrupt what runs; without any work, SIGINT is ignored.
+
+        Code that runs gets a KeyboardInterrupt. A cell that awaits something is cancelled, because
+        a KeyboardInterrupt would end the rank's event loop instead.
+        """
+        work = self.work
+        if work is None or self._loop is None:
+            return
+        if asyncio.current_task(self._loop) is work.task:
+            raise KeyboardInterrupt
+        if work.task is not None:
+            self._loop.call_soon_threadsafe(work.task.cancel)
+
+    # -- from the control thread -------------------------------------------------------------
+
+    def stage(self, cell: str) -> str:
+        """ "running", "ended", or "waiting": then it is forgotten, and will not run."""
+        with self._looking:
+            if self.work is not None and self.work.cell == cell:
+                return "running"
+            if cell in self._ended:
+                return "ended"
+            self._forgotten.add(cell)
+            return "waiting"
+
+    def interrupt(self, work: Work | None) -> None:
+        """Interrupt `work` if it still runs."""
+        if work is not None and self.work is work:
+            # To the thread itself, so that a blocking system call there returns.
+            signal.pthread_kill(self._ident, signal.SIGINT)
+
+    async def vacate(self, patience: float) -> bool:
+        """Interrupt the work of now until it ends, for `patience` seconds. True when it has."""
+        work = self.work
+        self.interrupted = work or self.interrupted
+        deadline = time.monotonic() + patience
+        while work is not None and self.work is work:
+            if time.monotonic() > deadline:
+                return False
+            self.interrupt(work)
+            await asyncio.sleep(NUDGE)
+        return True
+
+    def frames(self) -> list[types.FrameType]:
+        """The main thread's frames from the cell's own inwards; [] when no cell runs."""
+        cell_files = self.shell.compile._filename_map
+        inner: list[types.FrameType] = []
+        frame = sys._current_frames().get(self._ident)
+        outermost = None
+        while frame is not None:
+            inner.append(frame)
+            if frame.f_code.co_filename in cell_files:
+                outermost = len(inner)
+            frame = frame.f_back
+        if outermost is not None:
+            return inner[:outermost][::-1]
+        return self._suspended_frames(cell_files)
+
+    def _suspended_frames(self, cell_files: Mapping[str, Any]) -> list[types.FrameType]:
+        """The frames of a cell that awaits something."""
+        work = self.work
+        inner = work.task.get_coro() if work is not None and work.task is not None else None
+        found: list[types.FrameType] = []
+        while inner is not None:
+            frame = getattr(inner, "cr_frame", None)
+            if frame is not None and (found or frame.f_code.co_filename in cell_files):
+                found.append(frame)
+            inner = getattr(inner, "cr_await", None)
+        return found
+
+    def place(self) -> str | None:
+        """The innermost line of the cell that the main thread stands in, in words."""
+        cell_files = self.shell.compile._filename_map
+        for frame in reversed(self.frames()):
+            if frame.f_code.co_filename in cell_files:
+                return line_text(frame.f_code.co_filename, frame.f_lineno)
+        return None
+
+    def moment(self) -> list[int]:
+        """Numbers that are the same only as long as the main thread stands at the same point."""
+        frames = self.frames()
+        if not frames:
+            return []
+        return [id(frames[-1]), frames[-1].f_lasti, len(frames), turnstile.begun]
+
+
+def line_text(file: str, number: int) -> str:
+    """`line 3: `the source`` for a line of a cell."""
+    return f"line {number}: `{linecache.getline(file, number).strip()}`"

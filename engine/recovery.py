@@ -1,0 +1,210 @@
+"""After a failure: free the ranks that are left, replace those that are lost, form a new world.
+
+The states of a world are "ok", "aborting", "rebuilding" and "broken". Where the backend lets a
+blocked rank go (`ring`), the ranks keep their processes, and with them their variables and models.
+Elsewhere all ranks are killed first and started anew.
+
+Several processes may use one cluster and notice the same failure, so this runs under a lock of the
+cluster, and whoever comes second finds a world that is newer than the one that failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from . import backends
+from .client import Reply, raise_failure
+from .errors import MaclusterError, WorldBroken
+from .forming import Plan, form, gather
+from .hostfile import describe_ranks
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+    from .world import World
+
+PATIENCE = 2.0  # seconds that the main thread of a rank gets to come back after an abort
+ANSWER = 1.0  # seconds that a rank gets to answer from its control thread
+ATTEMPTS = 3  # at a new world, each with fresh processes for the ranks that did not make it
+SETUP_TIMEOUT = 120.0  # seconds for the cells that refill a rank
+
+
+@attrs.define
+class Recovery:
+    """What was done about a failure.
+
+    `restarted` are the ranks whose processes are new, `notes` say in words what became of their
+    variables, and `seconds` is how long it took, from the abort to the verified world.
+    """
+
+    epoch: int = 0
+    restarted: list[int] = attrs.field(factory=list)
+    notes: list[str] = attrs.field(factory=list)
+    seconds: float = 0.0
+    by_others: bool = False
+
+
+async def status(world: World, ranks: Iterable[int] | None = None) -> dict[int, dict[str, Any]]:
+    """What the ranks that answer within ANSWER say about themselves."""
+    return await _ask(world, "status", {}, world.client.reachable if ranks is None else ranks)
+
+
+async def _ask(
+    world: World, name: str, content: Mapping[str, Any], ranks: Iterable[int], wait: float = ANSWER
+) -> dict[int, dict[str, Any]]:
+    asked = [rank for rank in ranks if rank < world.size]
+    futures = world.client.request(asked, "ask", {"name": name, **content}, channel="control")
+    tasks: list[asyncio.Future[Reply]] = [asyncio.wrap_future(future) for future in futures]
+    if tasks:
+        await asyncio.wait(tasks, timeout=wait)
+    answers = {}
+    for rank, task in zip(asked, tasks, strict=True):
+        if not task.done():
+            task.cancel()
+            continue
+        try:
+            answers[rank] = raise_failure(task.result()).content
+        except MaclusterError:
+            continue  # it died meanwhile, which the caller sees
+    return answers
+
+
+def newer(world: World, states: Mapping[int, Mapping[str, Any]], seen: int) -> bool:
+    """True when all ranks are in one sound world that is newer than `seen`."""
+    epochs = {state["epoch"] for state in states.values()}
+    sound = not any(state["broken"] for state in states.values())
+    return len(states) == world.size and sound and len(epochs) == 1 and min(epochs) > seen
+
+
+async def recover(
+    cluster: Cluster, world: World, *, seen: int, why: str, everyone: bool = False
+) -> Recovery:
+    """Give the world `seen` up, and form the next one.
+
+    With `everyone`, all ranks are killed and started anew. Raises WorldBroken when no new world
+    could be formed; the next call tries again.
+    """
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    states = await status(world)
+    if not everyone and newer(world, states, seen):
+        world.epoch = max(state["epoch"] for state in states.values())
+        return Recovery(world.epoch, by_others=True)
+    backend = backends.get(world.backend)
+    report = Recovery(max([seen, *(state["epoch"] for state in states.values())]) + 1)
+    held = await _held_models(world, states)
+    world.phase = "aborting"
+    lost = set(world.ranks)
+    if backend.rebuilds_in_place and not everyone:
+        order = {"why": why, "patience": PATIENCE}
+        answers = await _ask(world, "abort", order, states, PATIENCE + ANSWER)
+        lost -= {rank for rank, answer in answers.items() if answer["vacant"]}
+    world.phase = "rebuilding"
+    facts: list[dict[str, Any]] = []
+    for attempt in range(ATTEMPTS):
+        if lost:
+            report.restarted = sorted({*report.restarted, *lost})
+        try:
+            if lost:
+                await cluster.replace_ranks(sorted(lost))
+            plan = Plan(cluster.hosts, backend, report.epoch + attempt, cluster.checked)
+            facts = await form(world, plan)
+            world.joined(plan.epoch, facts)
+            break
+        except MaclusterError as error:
+            if world.client.lost is not None:
+                raise world.client.lost from None
+            # A rank that waits for one that is lost holds the interpreter: it cannot answer.
+            lost = set(world.ranks) - set(await status(world))
+            if attempt == ATTEMPTS - 1 or not backend.rebuilds_in_place:
+                lost = set(world.ranks)
+            if attempt == ATTEMPTS - 1:
+                world.phase = "broken"
+                raise WorldBroken(
+                    f"No new world could be formed in {ATTEMPTS} attempts.",
+                    why=str(error),
+                    do="%cluster restart tries again with fresh processes",
+                ) from error
+    report.seconds = loop.time() - began
+    _tell_losses(report, facts, world)
+    world.phase = "ok"
+    await _refill(cluster, world, report, held)
+    cluster.clear_leftovers()
+    return report
+
+
+def _tell_losses(report: Recovery, facts: Sequence[Mapping[str, Any]], world: World) -> None:
+    kept = [rank for rank in world.ranks if rank not in report.restarted]
+    for key, text in (
+        ("pending", "had not been computed yet; it is gone, run its cell again"),
+        ("spoiled", "was being computed when the cell was ended; it holds NaN"),
+    ):
+        holders: dict[str, list[int]] = {}
+        for rank in kept:
+            for name in facts[rank][key]:
+                holders.setdefault(name, []).append(rank)
+        report.notes += [f"`{name}` on {describe_ranks(r)} {text}." for name, r in holders.items()]
+    if report.restarted and kept:
+        report.notes.append(
+            f"{describe_ranks(report.restarted)} started anew, with no variables; "
+            f"{describe_ranks(kept)} kept theirs."
+        )
+    elif report.restarted:
+        report.notes.append("All ranks were started anew: their variables are gone.")
+
+
+# -- what the new ranks get back -------------------------------------------------------------------
+
+
+async def _held_models(
+    world: World, states: Mapping[int, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The models that the first rank that answers holds; every rank holds its part of the same."""
+    answers = await _ask(world, "models", {}, list(states)[:1])
+    return [model for answer in answers.values() for model in answer["models"]]
+
+
+async def _refill(
+    cluster: Cluster, world: World, report: Recovery, held: Sequence[dict[str, Any]]
+) -> None:
+    """Run the setup cells on the ranks that are new, and load their parts of the models again."""
+    fresh = report.restarted
+    if not fresh:
+        return
+    alone = set(fresh) != set(world.ranks)
+    ran = 0
+    for code in cluster.setup_cells:
+        content = {
+            "cell": f"setup-{report.epoch}-{ran}",
+            "code": code,
+            "execution_count": 0,
+            "solo": f"this setup cell runs on {describe_ranks(fresh)} only" if alone else "",
+        }
+        futures = world.client.request(fresh, "cell", content)
+        try:
+            for rank, reply in zip(fresh, await gather(futures, SETUP_TIMEOUT), strict=True):
+                if reply.content["status"] != "ok":
+                    raise WorldBroken(f"rank {rank}: {reply.content['ename']}")
+        except MaclusterError as error:
+            first = code.strip().splitlines()[0] if code.strip() else ""
+            report.notes.append(f"the setup cell `{first}` failed: {error.what}")
+        else:
+            ran += 1
+    if ran:
+        report.notes.append(f"{ran} setup cell(s) ran again on {describe_ranks(fresh)}.")
+    there = await _ask(world, "models", {}, fresh[:1])
+    names = {model["name"] for answer in there.values() for model in answer["models"]}
+    missing = [model for model in held if model["name"] not in names]
+    if not missing:
+        return
+    listing = ", ".join(f"`{model['name']}`" for model in missing)
+    futures = world.client.request(fresh, "call", {"name": "models.reload", "models": missing})
+    try:
+        await gather(futures, timeout=24 * 3600)
+    except MaclusterError as error:
+        report.notes.append(f"{listing} could not be loaded again: {error.what}")
+    else:
+        report.notes.append(f"{listing} was loaded again on {describe_ranks(fresh)}.")
