@@ -29,10 +29,12 @@ class Arguments(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        # IPython knows `%cluster?`, and no `%cluster start?`.
+        magic = self.prog.partition(" ")[0]
         raise UsageError(
             f"{self.prog}: {message}.",
             why="the line after the magic's name is read like a command line",
-            do=self.format_usage().removeprefix("usage: ").strip() + f"\n{self.prog}? explains it",
+            do=self.format_usage().removeprefix("usage: ").strip() + f"\n{magic}? explains it",
         )
 
     def read(self, line: str) -> argparse.Namespace:
