@@ -780,12 +780,35 @@ def test_attributes_are_completed_without_evaluating(nb: Notebook) -> None:
         ("%cluster output --s", ["--save"]),
         ("%pull x --max", ["--max-bytes"]),
         ("x = 1\n%variables --t", ["--targets"]),
+        ("%cluster start 2 --backend m", ["mpi"]),
+        (f"%cluster connect {NAME[:-1]}", [NAME]),
     ],
 )
-def test_options_and_verbs_are_completed(nb: Notebook, code: str, matches: list[str]) -> None:
+def test_options_verbs_and_values_are_completed(
+    nb: Notebook, code: str, matches: list[str]
+) -> None:
     reply = nb.complete(code)
     assert sorted(reply["matches"]) == matches
     assert code[reply["cursor_start"] : reply["cursor_end"]] == code.rsplit(maxsplit=1)[-1]
+
+
+def test_names_of_the_ranks_are_completed_where_they_are_pulled(nb: Notebook) -> None:
+    nb.ok("%%distributed\npulled_1 = 1\npulled_2 = {'a key': mx.zeros(3)}")
+    for code, text, matches in [
+        ("%pull pulled", "pulled", ["pulled_1", "pulled_2"]),
+        ("x = 1\n%pull -t 0 rank pulled_1", "pulled_1", ["pulled_1"]),
+        ("%gather pulled_", "pulled_", ["pulled_1", "pulled_2"]),
+        ("%pull pulled_1.denom", ".denom", [".denominator"]),
+        ("%pull no_such_na", "no_such_na", []),
+    ]:
+        reply = nb.complete(code)
+        assert reply["matches"] == matches
+        if matches:
+            assert code[reply["cursor_start"] : reply["cursor_end"]] == text
+    offered = nb.complete("%pull ")["matches"]
+    assert {"pulled_1", "pulled_2"} <= set(offered)
+    assert not {"print", "for", "In", "get_ipython", "_"} & set(offered)
+    assert not [name for name in offered if name.startswith("%")]
 
 
 def test_plain_cells_are_completed_as_ever(nb: Notebook) -> None:
