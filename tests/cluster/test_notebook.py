@@ -1002,6 +1002,14 @@ def test_pull_of_a_name_that_a_rank_lacks_names_the_rank(nb: Notebook) -> None:
 
 def test_values_that_cannot_travel_are_transfer_errors(nb: Notebook) -> None:
     check_usage(nb.run("stuck = lambda: 1\n%push stuck"), "TransferError")
+    ran = nb.run("def defined_here(): pass\n%push defined_here")
+    check_usage(ran, "TransferError")
+    assert "'defined_here' is a function defined in this notebook" in ran.evalue
+    assert on_ranks(nb, "'defined_here' in globals()") == [False] * RANKS
+    nb.ok("%%distributed\nclass OnlyThere: pass\nthing = OnlyThere()")
+    ran = nb.run("%pull thing")
+    check_usage(ran, "TransferError")
+    assert "OnlyThere" in ran.evalue
     check_usage(nb.run("number = 5\n%scatter number"), "TransferError")
 
 
