@@ -738,6 +738,14 @@ def test_long_line_is_shown_at_once(nb: Notebook) -> None:
     assert ran.seconds < 3
 
 
+def test_long_result_is_cut_and_can_be_pulled(nb: Notebook) -> None:
+    ran = nb.ok("%%distributed\n'x' * 10_000_000")
+    assert len(json.dumps([output.content for output in ran.outputs])) < MIB
+    [pull] = re.findall(r"%pull Out\[\d+\] --targets 0", ran.result)
+    assert nb.ok(f"value = get_ipython().run_line_magic(*'{pull[1:]}'.split(' ', 1))\n"
+                 "value == 'x' * 10_000_000").result == "True"  # fmt: skip
+
+
 # -- Tab and Shift-Tab ---------------------------------------------------------------------------
 
 # A gibibyte if somebody evaluates or copies it.
