@@ -355,10 +355,30 @@ def test_ranks_that_differ_only_in_silence_are_told_apart(nb: Notebook) -> None:
     assert block.plain == "[rank 2: same output]"
 
 
-def test_an_unknown_magic_is_named_and_fails_the_cell(nb: Notebook) -> None:
-    ran = nb.run("%%distributed\n%no_such_magic")
-    assert "Line magic function `%no_such_magic` not found" in ran.text("stderr")
-    assert ran.reply["ename"] == "UsageError"
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("%no_such_magic", "Line magic function `%no_such_magic` not found."),
+        ("%%no_such_magic\n1", "Cell magic `%%no_such_magic` not found."),
+        ("%timeit -z", "option -z not recognized"),
+    ],
+)
+def test_a_wrong_magic_is_told_once_and_fails_the_cell(
+    nb: Notebook, source: str, problem: str
+) -> None:
+    assert not nb.run(source).ok
+    ran = nb.run(f"%%distributed\n{source}")
+    assert ran.ename == "UsageError"
+    [output] = ran.outputs
+    assert output.kind == "error"
+    assert ran.traceback.count(problem) == 1
+    assert "raised on rank 0 (and the same on ranks 1-2)" in ran.traceback
+
+
+def test_a_wrong_magic_that_fails_no_cell_is_told_as_ever(nb: Notebook) -> None:
+    source = "get_ipython().run_cell('%no_such_magic');"
+    expected = nb.ok(source).text("stderr")
+    assert nb.ok(f"%%distributed\n{source}").text("stderr") == expected != ""
 
 
 def test_errors_of_other_ranks_are_shown_and_not_folded(nb: Notebook) -> None:
