@@ -1,4 +1,4 @@
-# Works with GNU Make 3.81, the one that macOS ships. Needs only a python3 (3.11-3.14) to start.
+# Works with GNU Make 3.81, the one that macOS ships. Needs only a python3 (3.11-3.13) to start.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo lab test lint bench clean venv-demo venv-dev

@@ -7,9 +7,11 @@ digest agrees, because the signature of a message does not cover its buffers.
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 from .errors import TransferError
@@ -87,7 +89,44 @@ def decode(spec: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
             why="its SHA-256 differs from the one in the signed message",
             do="send it again; if it happens again, something between the processes changes data",
         )
-    return pickle.loads(payload)
+    try:
+        return pickle.loads(payload)
+    except (AttributeError, ImportError) as error:
+        raise TransferError(
+            f"A value cannot be rebuilt where it arrived: {error}",
+            why="only the names of its functions and classes travel, and one of them cannot be "
+            "imported there",
+            do="send arrays and plain values, or keep such classes in a module that is installed "
+            "on every host",
+        ) from None
+
+
+def defined_in_main(value: Any, buffers: Sequence[Any]) -> Any:
+    """The first function or class of `__main__` in a pickled `value`; None when there is none.
+
+    Only its name is in the `buffers` of `encode`, and in another process that names nothing, or
+    something else.
+    """
+    if not any(b"__main__" in buffer for buffer in buffers):
+        return None
+    finder = _MainFinder(io.BytesIO(), protocol=pickle.HIGHEST_PROTOCOL)
+    finder.dump(value)
+    return finder.found
+
+
+class _MainFinder(pickle.Pickler):
+    """Finds the first function or class that it pickles as a name in `__main__`."""
+
+    found: Any = None
+
+    def reducer_override(self, obj: Any) -> Any:
+        # A function behind functools.cache is neither; it keeps what it wraps in its `__dict__`.
+        named = isinstance(obj, (type, FunctionType)) or "__wrapped__" in getattr(
+            obj, "__dict__", ()
+        )
+        if named and self.found is None and obj.__module__ == "__main__":
+            self.found = obj
+        return NotImplemented
 
 
 def _numpy(dtype: str, shape: Sequence[int], buffer: memoryview) -> Any:

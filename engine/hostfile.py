@@ -217,7 +217,7 @@ def parse_ranks(text: str, size: int) -> list[int]:
             raise UsageError(
                 f"{text!r} does not name ranks.",
                 why="ranks are given as numbers and ranges",
-                do="for example: --targets 0,2-3 or --targets all",
+                do="for example: 0,2-3, or all for every rank",
             )
         ranks.update(range(low, high + 1))
     outside = sorted(rank for rank in ranks if not 0 <= rank < size)

@@ -108,9 +108,32 @@ def _packed(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     rows, buffers = [], []
     for name, value in values.items():
         spec, parts = codec.encode(value)
+        if spec["kind"] == "pickle":
+            _refuse_main(name, value, codec.defined_in_main(value, parts))
         rows.append({"name": name, "spec": spec, "buffers": len(parts)})
         buffers.extend(parts)
     return {"values": rows}, buffers
+
+
+def _refuse_main(name: str, value: Any, found: Any) -> None:
+    """Raise TransferError when `found`, which is in `value`, exists in this notebook only."""
+    if found is None:
+        return
+    kind = "class" if isinstance(found, type) else "function"
+    if found is value:
+        what, here = f"{name!r} is a {kind} defined in this notebook.", "it"
+        do = "define it in a %%distributed cell; with --local, that defines it here, too"
+    else:
+        holds = "is an instance of" if type(value) is found else "holds"
+        here = found.__qualname__
+        what = f"{name!r} {holds} {here}, a {kind} defined in this notebook."
+        do = (
+            f"define {here} in a %%distributed cell and make the object there, or send arrays and "
+            "plain values"
+        )
+    raise TransferError(
+        what, why=f"only its name would travel, and a rank cannot import {here} from here", do=do
+    )
 
 
 def _unpacked(reply: Reply) -> list[Any]:

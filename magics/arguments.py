@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ..engine.errors import UsageError
@@ -29,10 +30,12 @@ class Arguments(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        # IPython knows `%cluster?`, and no `%cluster start?`.
+        magic = self.prog.partition(" ")[0]
         raise UsageError(
             f"{self.prog}: {message}.",
             why="the line after the magic's name is read like a command line",
-            do=self.format_usage().removeprefix("usage: ").strip() + f"\n{self.prog}? explains it",
+            do=self.format_usage().removeprefix("usage: ").strip() + f"\n{magic}? explains it",
         )
 
     def read(self, line: str) -> argparse.Namespace:
@@ -45,5 +48,23 @@ class Arguments(argparse.ArgumentParser):
 
     def option_names(self) -> list[str]:
         """Every `--option`, for completion."""
-        names = [name for action in self._actions for name in action.option_strings]
-        return sorted(name for name in names if name.startswith("--"))
+        return sorted(name for name in self._options() if name.startswith("--"))
+
+    def action_after(self, words: Sequence[str]) -> argparse.Action | None:
+        """The option or argument that a word behind `words` is a value of, for completion."""
+        options = self._options()
+        arguments = [action for action in self._actions if not action.option_strings]
+        wanted: argparse.Action | None = None
+        for word in words:
+            if wanted is not None:
+                wanted = None
+            elif word.startswith("-"):
+                wanted = options.get(word)
+                if wanted is not None and wanted.nargs == 0:
+                    wanted = None
+            elif arguments and arguments[0].nargs != "+":
+                del arguments[0]
+        return wanted or (arguments[0] if arguments else None)
+
+    def _options(self) -> dict[str, argparse.Action]:
+        return {name: action for action in self._actions for name in action.option_strings}

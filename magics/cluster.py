@@ -8,10 +8,10 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
+from ..engine import tables
 from ..engine.cluster import DEFAULT_NAME, Cluster
 from ..engine.errors import UsageError, WorldError
 from ..engine.hostfile import split_assignment
-from . import tables
 from .arguments import Arguments
 from .relay import plain_text
 from .session import Session

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import builtins
+import keyword
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..engine.backends import BACKENDS
+from ..engine.cluster import Cluster
 from ..engine.errors import MaclusterError
 from . import cluster, distributed, variables
 from .arguments import Arguments
@@ -25,6 +30,14 @@ OPTIONS: dict[str, Arguments] = {
     "%gather": variables.GATHER,
     "%variables": variables.VARIABLES,
 }
+# What may stand behind an option or as an argument, by magic and by argparse's name for it.
+VALUES: dict[tuple[str, str], Callable[[], Iterable[str]]] = {
+    ("%cluster start", "backend"): lambda: BACKENDS,
+    ("%cluster connect", "name"): lambda: [each.name for each in Cluster.running()],
+}
+NAMES_OF_RANKS = {("%pull", "names"), ("%gather", "names")}
+# IPython offers these everywhere; no one pulls them.
+NOT_BOUND_BY_CELLS = {*keyword.kwlist, *dir(builtins), "In", "Out", "exit", "quit", "get_ipython"}
 
 
 class Completion:
@@ -46,31 +59,24 @@ class Completion:
         cursor = len(code) if cursor_pos is None else cursor_pos
         start = body_start(code)
         if start is None or cursor < start:
-            words = option_completions(code[:cursor].rpartition("\n")[2])
+            line = code[:cursor].rpartition("\n")[2]
+            begin = cursor - len(_split(line)[1])
+            if names_ranks(line):
+                found = self._names_of_ranks(code[begin:cursor])
+                if found is not None:
+                    return _reply(found[0], begin + found[1], cursor)
+            words = option_completions(line)
             if words is None:
                 return self._complete(code, cursor_pos)
-            token = re.search(r"\S*$", code[:cursor])
-            begin = token.start() if token else cursor
-            return {
-                "matches": words,
-                "cursor_start": begin,
-                "cursor_end": cursor,
-                "metadata": {},
-                "status": "ok",
-            }
+            return _reply(words, begin, cursor)
         answer = self._ask("complete", code[start:], cursor - start)
         if answer is None:
             return self._complete(code, cursor_pos)
         for comp in answer["metadata"].get("_jupyter_types_experimental", []):
             comp["start"] += start
             comp["end"] += start
-        return {
-            "matches": answer["matches"],
-            "cursor_start": answer["cursor_start"] + start,
-            "cursor_end": answer["cursor_end"] + start,
-            "metadata": answer["metadata"],
-            "status": "ok",
-        }
+        begin, end = answer["cursor_start"] + start, answer["cursor_end"] + start
+        return _reply(answer["matches"], begin, end, answer["metadata"])
 
     def do_inspect(
         self, code: str, cursor_pos: int, detail_level: int = 0, omit_sections: Any = ()
@@ -86,6 +92,20 @@ class Completion:
                     "metadata": {},
                 }
         return self._inspect(code, cursor_pos, detail_level, omit_sections)
+
+    def _names_of_ranks(self, text: str) -> tuple[list[str], int] | None:
+        """What completes `text` on rank 0, and from where on; None when nobody answers."""
+        answer = self._ask("complete", text, len(text))
+        if answer is None:
+            return None
+        found = [
+            name
+            for name in answer["matches"]
+            if not name.startswith("%")
+            and name not in NOT_BOUND_BY_CELLS
+            and (text or not name.startswith("_"))
+        ]
+        return found, answer["cursor_start"]
 
     def _ask(self, name: str, code: str, cursor: int, **more: Any) -> dict[str, Any] | None:
         """Rank 0's answer, or None when there is no cluster or it does not answer in time."""
@@ -110,20 +130,67 @@ def body_start(code: str) -> int | None:
 
 
 def option_completions(line: str) -> list[str] | None:
-    """Options and verbs that fit the end of a magic's line, or None when it is no such line."""
-    words = line.split()
-    if not words:
+    """Verbs, options and values that fit the end of a magic's line, or None when none are known."""
+    before, current = _split(line)
+    if before == ["%cluster"]:
+        return [verb for verb in cluster.VERBS if verb.startswith(current)]
+    parser, words = _parser(before)
+    if parser is None:
         return None
-    current = "" if line[-1].isspace() else words[-1]
-    if words[0] == "%cluster":
-        if words == [current]:
-            return None
-        before = words[1:] if not current else words[1:-1]
-        if not before:
-            return [verb for verb in cluster.VERBS if verb.startswith(current)]
-        parser = cluster.VERBS.get(before[0])
+    option, equals, value = current.partition("=")
+    if not current.startswith("-"):
+        value, lead, action = current, "", parser.action_after(words)
+    elif equals:
+        lead, action = f"{option}=", parser.action_after([option])
     else:
-        parser = OPTIONS.get(words[0])
-    if parser is None or not current.startswith("-"):
+        return [name for name in parser.option_names() if name.startswith(current)]
+    values = _values(parser, action)
+    if values is None:
         return None
-    return [name for name in parser.option_names() if name.startswith(current)]
+    return [f"{lead}{each}" for each in values if each.startswith(value)]
+
+
+def names_ranks(line: str) -> bool:
+    """True when a name that lives on the ranks belongs at the end of a magic's line."""
+    before, current = _split(line)
+    parser, words = _parser(before)
+    action = parser.action_after(words) if parser is not None else None
+    if parser is None or action is None or current.startswith("-"):
+        return False
+    return (parser.prog, action.dest) in NAMES_OF_RANKS
+
+
+def _split(line: str) -> tuple[list[str], str]:
+    """The words before the one at the end of `line`, and that one, empty behind a blank."""
+    words = line.split()
+    if not words or line[-1].isspace():
+        return words, ""
+    return words[:-1], words[-1]
+
+
+def _parser(words: list[str]) -> tuple[Arguments | None, list[str]]:
+    """The parser of a magic's line that begins with `words`, and the words behind its name."""
+    if words[:1] == ["%cluster"]:
+        return cluster.VERBS.get(words[1]) if len(words) > 1 else None, words[2:]
+    return OPTIONS.get(words[0]) if words else None, words[1:]
+
+
+def _values(parser: Arguments, action: argparse.Action | None) -> Iterable[str] | None:
+    if action is None:
+        return None
+    if action.choices is not None:
+        return action.choices
+    find = VALUES.get((parser.prog, action.dest))
+    return None if find is None else find()
+
+
+def _reply(
+    matches: list[str], start: int, end: int, metadata: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {
+        "matches": matches,
+        "cursor_start": start,
+        "cursor_end": end,
+        "metadata": metadata or {},
+        "status": "ok",
+    }

@@ -28,6 +28,14 @@ RELAYED = (
     "stream", "display_data", "update_display_data", "clear_output",
     "comm_open", "comm_msg", "comm_close",
 )  # fmt: skip
+# Forms of a value that are worth nothing when they are cut.
+RICH_TEXT = {"text/html": "HTML", "text/markdown": "Markdown", "text/latex": "LaTeX"}
+# Pictures and programs in HTML, which are no text to read. The end of the text ends them as well:
+# a search that fails would start again at each of them.
+EMBEDDED = re.compile(
+    r"""<(script|svg)\b.*?(?:</\1\s*>|\Z)|\bdata:[\w.+-]+/[\w.+-]+[;,][^"'\s)>]*""",
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 class Budget:
@@ -93,6 +101,33 @@ def overwritten(text: str) -> str:
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
 
 
+def within_limit(kind: str, content: dict[str, Any], rank: int) -> dict[str, Any]:
+    """A display or result whose text is cut at MAX_BYTES. Pictures are never cut."""
+    data = content.get("data") or {}
+    plain = str(data.get("text/plain", ""))
+    # Counting takes a copy, so nothing is counted that is short anyway.
+    rich = {
+        mime: size
+        for mime in RICH_TEXT
+        if len(text := str(data.get(mime, ""))) > MAX_BYTES // 4
+        and (size := _size(EMBEDDED.sub("", text))) > MAX_BYTES
+    }
+    size = _size(plain) if len(plain) > MAX_BYTES // 4 else 0
+    if size <= MAX_BYTES and not rich:
+        return content
+    said = [f"its {RICH_TEXT[mime]} ({bytes_text(rich[mime])}) is not shown" for mime in rich]
+    if size > MAX_BYTES:
+        plain = plain.encode(errors="replace")[:MAX_BYTES].decode(errors="ignore")
+        said.insert(0, f"cut: {bytes_text(size)} in all")
+    if kind == "execute_result" and "execution_count" in content:
+        do = f"%pull Out[{content['execution_count']}] --targets {rank} brings the value here"
+    else:
+        do = "bind the value to a name, and %pull NAME brings it here"
+    short = {mime: value for mime, value in data.items() if mime not in rich}
+    short["text/plain"] = f"{plain}\n[{', '.join(said)}; {do}]"
+    return {**content, "data": short}
+
+
 class Relay:
     """Relays one rank's output messages to the cell that is running in this notebook.
 
@@ -149,8 +184,10 @@ class Relay:
         """Show the result and what came after it, and say what was left out."""
         with self._lock:
             for message in self._held:
-                if message["header"]["msg_type"] == "execute_result":
-                    self._shell.displayhook(RankResult(message["content"]))
+                kind = message["header"]["msg_type"]
+                if kind == "execute_result":
+                    content = within_limit(kind, message["content"], self.rank)
+                    self._shell.displayhook(RankResult(content))
                 else:
                     self._show(message)
             self._held.clear()
@@ -173,6 +210,8 @@ class Relay:
             self._last_stream = content["name"]
             self._stream(content["name"], self.budget.admit(content["text"]))
         else:
+            if not kind.startswith("comm_"):
+                content = within_limit(kind, content, self.rank)
             self._send(kind, content, message.get("metadata"), message.get("buffers"))
 
     def _stream(self, name: str, text: str) -> None:
@@ -374,5 +413,6 @@ def show_grouped(cell: Cell, how: str) -> None:
         else:
             sys.stderr.flush()
             print("\n" * open_line + f"[output:{rank}]", flush=True)
-            display(content["data"], metadata=content.get("metadata"), raw=True)
+            data = within_limit(kind, content, rank)["data"]
+            display(data, metadata=content.get("metadata"), raw=True)
             previous, open_line = None, False

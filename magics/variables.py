@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
@@ -9,7 +10,7 @@ from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 from ..engine import transfer
 from ..engine.errors import TransferError
 from ..engine.hostfile import parse_ranks
-from . import tables
+from ..engine.tables import Table, size_text
 from .arguments import Arguments
 from .session import Session
 
@@ -81,10 +82,9 @@ class VariableMagics(Magics):
         return self._bind(options, [value])
 
     @line_magic
-    def variables(self, line: str) -> tables.Table:
+    def variables(self, line: str) -> Table:
         options = VARIABLES.read(line)
-        world = self.session.world
-        return tables.variables(transfer.variables(world, parse_ranks(options.targets, world.size)))
+        return table(transfer.variables(self.session.world, self._ranks(options)))
 
     push.__doc__ = PUSH.format_help()
     pull.__doc__ = PULL.format_help()
@@ -112,3 +112,17 @@ class VariableMagics(Magics):
             self.shell.user_ns.update(zip(names, values, strict=True))
             return None
         return values[0] if len(values) == 1 else values
+
+
+def table(rows: Sequence[transfer.Variable]) -> Table:
+    """The table of `%variables`."""
+    cells = []
+    for row in rows:
+        sizes = set(row.bytes.values())
+        if len(sizes) == 1:
+            each = size_text(sizes.pop())
+        else:
+            each = "; ".join(f"{size_text(size)} on {rank}" for rank, size in row.bytes.items())
+        cells.append((row.name, row.type, row.shape, row.dtype, each, row.verdict))
+    heading = ("name", "type", "shape", "dtype", "per rank", "across ranks")
+    return Table(heading, cells, right=(4,), empty="no variables on the ranks yet")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import html
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import attrs
 
 from ..hostfile import describe_ranks
+from ..tables import Table
 from ..units import bytes_text
 from .load import LoadedModel, arrays, exchange, lazy_model, together
 
 Kind = Literal["split", "replicated", "absent"]
 
-COLUMNS = 4  # more ranks than this do not get a column each: the table is 100 characters wide
+WIDTH = 100  # characters
+COLUMNS = 4  # more ranks than this do not get a column each: the table has WIDTH
 
 
 @attrs.frozen
@@ -65,56 +65,26 @@ class ShardMap:
             totals[row.rank] += row.bytes
         return totals
 
-    def _cells(self) -> tuple[list[str], list[list[str]], list[str]]:
-        """The table as text: its head, its lines, its last line."""
-        ranks = [f"rank {rank}" for rank in range(self.size)]
-        head = ["layers", "modules", "split", *(ranks if self.size <= COLUMNS else ["held by"])]
+    def _table(self) -> Table:
+        head = ["layers", "modules", "split"]
+        if self.size <= COLUMNS:
+            ranks = range(len(head), len(head) + self.size)
+            head += [f"rank {rank}" for rank in range(self.size)]
+        else:
+            ranks = range(0)
+            head.append("held by")
         lines = [
             [group.layers, group.modules, group.split, *_held(group.bytes)]
             for group in groups(self.rows, self.size)
         ]
-        return head, lines, ["", "total", "", *_held(self.totals())]
+        last = ["", "total", "", *_held(self.totals())]
+        return Table(head, lines, right=ranks, title=self.title, last=last, unbroken=ranks)
 
     def __repr__(self) -> str:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-
-        head, lines, last = self._cells()
-        table = Table(title=self.title, title_justify="left", title_style="", box=box.SIMPLE)
-        table.show_footer = True
-        for index, (name, foot) in enumerate(zip(head, last, strict=True)):
-            number = index > 2 and self.size <= COLUMNS
-            side: Literal["left", "right"] = "right" if number else "left"
-            table.add_column(name, foot, justify=side, no_wrap=number, overflow="fold")
-        for line in lines:
-            table.add_row(*line)
-        text = io.StringIO()
-        # A fixed width without colours: the same text on every rank, and in a saved notebook.
-        # rich would display it itself, and leave nothing in the file, where it sees a kernel.
-        plain = Console(file=text, width=100, color_system=None, markup=False, force_jupyter=False)
-        plain.print(table)
-        return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
+        return self._table().text(WIDTH)
 
     def _repr_html_(self) -> str:
-        head, lines, last = self._cells()
-
-        def line(cells: Iterable[str], tag: str) -> str:
-            # Words to the left; a notebook's own style puts everything to the right.
-            sides = ["left"] * 3 + ["right" if self.size <= COLUMNS else "left"] * self.size
-            return "<tr>{}</tr>".format(
-                "".join(
-                    f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
-                    for cell, side in zip(cells, sides, strict=False)
-                )
-            )
-
-        return (
-            f"<table><caption>{html.escape(self.title)}</caption>"
-            f"<thead>{line(head, 'th')}</thead>"
-            f"<tbody>{''.join(line(cells, 'td') for cells in lines)}</tbody>"
-            f"<tfoot>{line(last, 'th')}</tfoot></table>"
-        )
+        return self._table()._repr_html_()
 
 
 def shards(loaded: LoadedModel) -> ShardMap:

@@ -44,16 +44,25 @@ async def run(shell: Any, content: Mapping[str, Any]) -> dict[str, Any]:
     except Exception:
         # `run_cell_async` shows it as the cell's error.
         problem = sys.exc_info()
-    # Also for cells without an `await`: `run_cell` would transform the source a second time.
-    result = await shell.run_cell_async(
-        code,
-        store_history=True,
-        transformed_cell=transformed,
-        preprocessing_exc_tuple=problem,
-    )
+    # IPython prints a magic's UsageError, and the notebook shows the cell's error: one is enough.
+    usage_errors: list[BaseException] = []
+    shell.show_usage_error = usage_errors.append
+    try:
+        # Also for cells without an `await`: `run_cell` would transform the source a second time.
+        result = await shell.run_cell_async(
+            code,
+            store_history=True,
+            transformed_cell=transformed,
+            preprocessing_exc_tuple=problem,
+        )
+    finally:
+        del shell.show_usage_error
     shell.events.trigger("post_execute")
     shell.events.trigger("post_run_cell", result)
     error = result.error_before_exec or result.error_in_exec
+    for each in usage_errors:
+        if each is not error:
+            shell.show_usage_error(each)
     reply: dict[str, Any] = {
         "status": "ok" if result.success else "error",
         "execution_count": content["execution_count"],

@@ -355,10 +355,30 @@ def test_ranks_that_differ_only_in_silence_are_told_apart(nb: Notebook) -> None:
     assert block.plain == "[rank 2: same output]"
 
 
-def test_an_unknown_magic_is_named_and_fails_the_cell(nb: Notebook) -> None:
-    ran = nb.run("%%distributed\n%no_such_magic")
-    assert "Line magic function `%no_such_magic` not found" in ran.text("stderr")
-    assert ran.reply["ename"] == "UsageError"
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("%no_such_magic", "Line magic function `%no_such_magic` not found."),
+        ("%%no_such_magic\n1", "Cell magic `%%no_such_magic` not found."),
+        ("%timeit -z", "option -z not recognized"),
+    ],
+)
+def test_a_wrong_magic_is_told_once_and_fails_the_cell(
+    nb: Notebook, source: str, problem: str
+) -> None:
+    assert not nb.run(source).ok
+    ran = nb.run(f"%%distributed\n{source}")
+    assert ran.ename == "UsageError"
+    [output] = ran.outputs
+    assert output.kind == "error"
+    assert ran.traceback.count(problem) == 1
+    assert "raised on rank 0 (and the same on ranks 1-2)" in ran.traceback
+
+
+def test_a_wrong_magic_that_fails_no_cell_is_told_as_ever(nb: Notebook) -> None:
+    source = "get_ipython().run_cell('%no_such_magic');"
+    expected = nb.ok(source).text("stderr")
+    assert nb.ok(f"%%distributed\n{source}").text("stderr") == expected != ""
 
 
 def test_errors_of_other_ranks_are_shown_and_not_folded(nb: Notebook) -> None:
@@ -738,6 +758,14 @@ def test_long_line_is_shown_at_once(nb: Notebook) -> None:
     assert ran.seconds < 3
 
 
+def test_long_result_is_cut_and_can_be_pulled(nb: Notebook) -> None:
+    ran = nb.ok("%%distributed\n'x' * 10_000_000")
+    assert len(json.dumps([output.content for output in ran.outputs])) < MIB
+    [pull] = re.findall(r"%pull Out\[\d+\] --targets 0", ran.result)
+    assert nb.ok(f"value = get_ipython().run_line_magic(*'{pull[1:]}'.split(' ', 1))\n"
+                 "value == 'x' * 10_000_000").result == "True"  # fmt: skip
+
+
 # -- Tab and Shift-Tab ---------------------------------------------------------------------------
 
 # A gibibyte if somebody evaluates or copies it.
@@ -780,12 +808,35 @@ def test_attributes_are_completed_without_evaluating(nb: Notebook) -> None:
         ("%cluster output --s", ["--save"]),
         ("%pull x --max", ["--max-bytes"]),
         ("x = 1\n%variables --t", ["--targets"]),
+        ("%cluster start 2 --backend m", ["mpi"]),
+        (f"%cluster connect {NAME[:-1]}", [NAME]),
     ],
 )
-def test_options_and_verbs_are_completed(nb: Notebook, code: str, matches: list[str]) -> None:
+def test_options_verbs_and_values_are_completed(
+    nb: Notebook, code: str, matches: list[str]
+) -> None:
     reply = nb.complete(code)
     assert sorted(reply["matches"]) == matches
     assert code[reply["cursor_start"] : reply["cursor_end"]] == code.rsplit(maxsplit=1)[-1]
+
+
+def test_names_of_the_ranks_are_completed_where_they_are_pulled(nb: Notebook) -> None:
+    nb.ok("%%distributed\npulled_1 = 1\npulled_2 = {'a key': mx.zeros(3)}")
+    for code, text, matches in [
+        ("%pull pulled", "pulled", ["pulled_1", "pulled_2"]),
+        ("x = 1\n%pull -t 0 rank pulled_1", "pulled_1", ["pulled_1"]),
+        ("%gather pulled_", "pulled_", ["pulled_1", "pulled_2"]),
+        ("%pull pulled_1.denom", ".denom", [".denominator"]),
+        ("%pull no_such_na", "no_such_na", []),
+    ]:
+        reply = nb.complete(code)
+        assert reply["matches"] == matches
+        if matches:
+            assert code[reply["cursor_start"] : reply["cursor_end"]] == text
+    offered = nb.complete("%pull ")["matches"]
+    assert {"pulled_1", "pulled_2"} <= set(offered)
+    assert not {"print", "for", "In", "get_ipython", "_"} & set(offered)
+    assert not [name for name in offered if name.startswith("%")]
 
 
 def test_plain_cells_are_completed_as_ever(nb: Notebook) -> None:
@@ -979,6 +1030,14 @@ def test_pull_of_a_name_that_a_rank_lacks_names_the_rank(nb: Notebook) -> None:
 
 def test_values_that_cannot_travel_are_transfer_errors(nb: Notebook) -> None:
     check_usage(nb.run("stuck = lambda: 1\n%push stuck"), "TransferError")
+    ran = nb.run("def defined_here(): pass\n%push defined_here")
+    check_usage(ran, "TransferError")
+    assert "'defined_here' is a function defined in this notebook" in ran.evalue
+    assert on_ranks(nb, "'defined_here' in globals()") == [False] * RANKS
+    nb.ok("%%distributed\nclass OnlyThere: pass\nthing = OnlyThere()")
+    ran = nb.run("%pull thing")
+    check_usage(ran, "TransferError")
+    assert "OnlyThere" in ran.evalue
     check_usage(nb.run("number = 5\n%scatter number"), "TransferError")
 
 

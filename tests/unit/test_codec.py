@@ -3,7 +3,9 @@
 import hashlib
 import os
 import pickle
+import sys
 import threading
+import types
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -246,6 +248,75 @@ def test_the_reason_of_a_failed_pickle_is_told() -> None:
     with pytest.raises(TransferError, match="not me"):
         codec.encode(Stubborn())
     assert pickle.loads(codec.encode([1])[1][0]) == [1]
+
+
+NOTEBOOK = """
+import dataclasses, enum, functools, collections
+def f(): pass
+@functools.cache
+def cached(): pass
+class C: pass
+@dataclasses.dataclass
+class Data:
+    n: int = 1
+Pair = collections.namedtuple("Pair", "a b")
+class Colour(enum.Enum):
+    RED = 1
+c, data, pair, red, method = C(), Data(), Pair(1, 2), Colour.RED, C().__init__
+deep = [1, {"a": (Data(),)}]
+partial = functools.partial(f)
+"""
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names of a notebook, whose functions and classes are those of `__main__`."""
+    module = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    exec(NOTEBOOK, vars(module))
+    return vars(module)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("f", "is a function"),
+        ("cached", "is a function"),
+        ("C", "is a class"),
+        ("c", "is an instance of C, a class"),
+        ("data", "is an instance of Data, a class"),
+        ("pair", "is an instance of Pair, a class"),
+        ("red", "is an instance of Colour, a class"),
+        ("deep", "holds Data, a class"),
+        ("partial", "holds f, a function"),
+    ],
+)
+def test_what_a_notebook_defines_is_refused_before_it_is_sent(
+    notebook: dict[str, Any], name: str, what: str
+) -> None:
+    with pytest.raises(TransferError) as caught:
+        transfer.push(NOBODY, {name: notebook[name]})
+    assert caught.value.what == f"{name!r} {what} defined in this notebook."
+    assert "a rank cannot import" in caught.value.why
+    assert "%%distributed" in caught.value.do
+
+
+@pytest.mark.parametrize(
+    "value", ["__main__", ["text with __main__ in it", Path], {"__main__": Decimal(1)}], ids=repr
+)
+def test_a_text_that_reads_main_is_sent(value: Any) -> None:
+    content, _ = transfer._packed({"x": value})
+    assert content["values"][0]["spec"]["kind"] == "pickle"
+    assert sent(value) == value
+
+
+def test_a_value_whose_class_is_not_there_is_told_in_words(notebook: dict[str, Any]) -> None:
+    spec, [payload] = codec.encode(notebook["data"])
+    del notebook["Data"]
+    with pytest.raises(TransferError, match="Data") as caught:
+        codec.decode(spec, [memoryview(payload)])
+    assert caught.value.why
+    assert "module" in caught.value.do
 
 
 # -- descriptions ---------------------------------------------------------------------------------

@@ -288,6 +288,8 @@ def test_text_that_names_no_ranks_is_quoted(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_ranks(text, 4)
     assert_explained(caught.value, repr(text))
+    # `%%rank` has no such option.
+    assert "--targets" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
+from macluster.engine.cluster import Listing
 from macluster.engine.errors import UsageError
 from macluster.magics import cluster, completion
 from macluster.magics.arguments import Arguments
@@ -53,7 +54,7 @@ def test_a_wrong_line_is_explained(parser: Arguments, line: str, named: str) -> 
     assert error.why
     # The usage and where there is more.
     assert error.do.startswith(parser.prog)
-    assert error.do.endswith(f"{parser.prog}? explains it")
+    assert error.do.endswith(f"{parser.prog.split()[0]}? explains it")
 
 
 @pytest.mark.parametrize("parser", [*cluster.VERBS.values(), *completion.OPTIONS.values()])
@@ -228,10 +229,53 @@ def test_code_behind_options_of_a_line_is_for_the_ranks(line: str) -> None:
         ("%distributed --t", ["--targets", "--timeout"]),
         ("%%rank 0 --ta", []),
         ("%pull x --t", ["--targets"]),
+        ("%cluster start 2 --backend ", ["jaccl", "jaccl-ring", "ring", "mpi", "nccl"]),
+        ("%cluster start 2 --backend j", ["jaccl", "jaccl-ring"]),
+        ("%cluster start --backend=r", ["--backend=ring"]),
+        ("%cluster start 2 --backend x", []),
+        ("%cluster start --backend ring --n", ["--name"]),
+        ("%%distributed --group-outputs ", ["engine", "type", "order"]),
+        ("%%rank --group-outputs=t", ["--group-outputs=type"]),
+        ("%%distributed --noblock --group-outputs o", ["order"]),
     ],
 )
-def test_verbs_and_options_are_completed(line: str, words: list[str]) -> None:
+def test_verbs_options_and_values_are_completed(line: str, words: list[str]) -> None:
     assert option_completions(line) == words
+
+
+def test_names_of_running_clusters_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clusters = [Listing(name, 2, "ring", 1, "") for name in ("desk", "den", "lab")]
+    monkeypatch.setattr(completion.Cluster, "running", lambda: clusters)
+    assert option_completions("%cluster connect ") == ["desk", "den", "lab"]
+    assert option_completions("%cluster connect de") == ["desk", "den"]
+    assert option_completions("%cluster connect desk ") is None
+    assert option_completions("%cluster start --name ") is None
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("%pull ", True),
+        ("%pull lo", True),
+        ("%pull x lo", True),
+        ("%pull -t 0 x.sh", True),
+        ("%pull --targets=0 x", True),
+        ("%gather ", True),
+        ("%gather --as y x", True),
+        ("%gather x ", False),  # it joins one
+        ("%pull", False),
+        ("%pull --ma", False),
+        ("%pull x --targets ", False),
+        ("%pull x --as ", False),  # a name of this notebook
+        ("%push ", False),
+        ("%scatter x", False),
+        ("%cluster connect ", False),
+        ("pull x", False),
+        ("", False),
+    ],
+)
+def test_names_of_the_ranks_belong_behind_pull_and_gather(line: str, expected: bool) -> None:
+    assert completion.names_ranks(line) is expected
 
 
 @pytest.mark.parametrize(
@@ -244,6 +288,8 @@ def test_verbs_and_options_are_completed(line: str, words: list[str]) -> None:
         "%cluster",  # the name of the magic is IPython's to complete
         "%cluster start 2",
         "%cluster start ",
+        "%cluster start --name ",
+        "%cluster start --name=",
         "%cluster nonsense --",
         "%%distributed",
         "%%distributed -t 0 ",

@@ -25,6 +25,7 @@ from macluster.magics.relay import (
     plain_text,
     show_grouped,
     show_others,
+    within_limit,
 )
 
 Output = tuple[str, dict[str, Any]]
@@ -228,6 +229,88 @@ def test_clear_output_from_the_rank_gives_the_budget_back(
         show(0, message(output))
     show.finish()
     assert capsys.readouterr().out == numbered_lines(MAX_LINES) + "after\n"
+
+
+# -- long results and displays --------------------------------------------------------------------
+
+
+@SOON
+@pytest.mark.parametrize("letter", ["x", "漢"])
+def test_a_long_result_is_cut_and_says_how_to_get_it(letter: str) -> None:
+    text = letter * 10_000_000
+    kind, content = shown(text, "execute_result")
+    cut = within_limit(kind, {**content, "execution_count": 5}, 2)
+    start, _, note = cut["data"]["text/plain"].rpartition("\n")
+    assert MAX_BYTES - 4 < len(start.encode()) <= MAX_BYTES
+    assert text.startswith(start)
+    whole = bytes_text(len(text.encode()))
+    assert note == f"[cut: {whole} in all; %pull Out[5] --targets 2 brings the value here]"
+    # What the rank sent is kept whole, for `%cluster output`.
+    assert content["data"]["text/plain"] == text
+
+
+def test_a_text_at_the_limit_is_shown_as_it_is() -> None:
+    kind, content = shown("x" * MAX_BYTES, **{"text/html": "y" * MAX_BYTES})
+    assert within_limit(kind, content, 0) is content
+
+
+@SOON
+def test_long_html_is_left_out_because_half_of_it_is_worth_nothing() -> None:
+    kind, content = shown("<Table>", **{"text/html": "<b>row</b>" * 10**6})
+    assert within_limit(kind, content, 0)["data"] == {
+        "text/plain": "<Table>\n[its HTML (10.0 MB) is not shown; bind the value to a name, and "
+        "%pull NAME brings it here]"
+    }
+
+
+@SOON
+@pytest.mark.parametrize("part", ["<svg>", "<script ", "data:a/b;", "data:", "<"])
+def test_half_of_a_picture_takes_no_time_to_read(part: str) -> None:
+    kind, content = shown("<Odd>", **{"text/html": part * 10**6})
+    assert "<Odd>" in within_limit(kind, content, 0)["data"]["text/plain"]
+
+
+PICTURE = "iVBO" * MAX_BYTES
+
+
+@SOON
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"image/png": PICTURE},
+        {"image/svg+xml": f"<svg>{PICTURE}</svg>"},
+        {"text/html": f'<img src="data:image/png;base64,{PICTURE}">'},
+        {"text/html": f"<svg>{PICTURE}</svg>\n<SVG>{PICTURE}</SVG>"},
+        {"text/html": f"<script>{PICTURE}</script><div></div>"},
+        {"application/json": {"a": PICTURE}},
+    ],
+    ids=["png", "svg", "png in html", "svg in html", "program in html", "json"],
+)
+def test_pictures_are_never_cut(form: dict[str, Any]) -> None:
+    kind, content = shown("<Figure>", **form)
+    assert within_limit(kind, content, 0) is content
+    kind, content = shown("x" * (MAX_BYTES + 1), **form)
+    cut = within_limit(kind, content, 0)["data"]
+    assert {mime: cut[mime] for mime in form} == form
+    assert "cut: " in cut["text/plain"]
+
+
+@SOON
+@pytest.mark.parametrize("kind", ["display_data", "execute_result"])
+def test_the_limit_holds_where_output_is_shown(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    long = shown("x" * 2 * MAX_BYTES, kind)
+    show = Relay(shell, rank=0)
+    show(0, message(long))
+    show.finish()
+    one = capsys.readouterr().out
+    show_grouped(cell_of(run(0, long), run(1, long)), "engine")
+    both = capsys.readouterr().out
+    for printed, count in [(one, 1), (both, 2)]:
+        assert printed.count("[cut: 1.0 MB in all; ") == count
+        assert printed.count("x") == count * MAX_BYTES
+    assert plain_text(run(0, long)).count("x") == 2 * MAX_BYTES
 
 
 # -- equal outputs --------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 import pytest
 
+from macluster.engine.tables import WIDTH, Table, size_text
 from macluster.engine.transfer import Variable
-from macluster.magics import tables
-from macluster.magics.tables import Table, size_text
+from macluster.magics import variables
 
 
 def test_a_table_has_a_heading_and_a_line_for_each_row() -> None:
@@ -37,6 +37,37 @@ def test_html_cells_are_escaped_and_numbers_stand_right() -> None:
     )
 
 
+def test_a_table_may_have_a_title_and_a_row_of_sums() -> None:
+    table = Table(
+        ("a", "n"), [("x", "1"), ("y", "20")], right=(1,), title="<t> [red]", last=("sum", "21")
+    )
+    title, _, heading, rule, *rows, second_rule, last = repr(table).splitlines()
+    assert title == "<t> [red]"
+    assert [line.split() for line in (heading, *rows, last)] == [
+        ["a", "n"],
+        ["x", "1"],
+        ["y", "20"],
+        ["sum", "21"],
+    ]
+    assert rule == second_rule
+    page = table._repr_html_()
+    assert page.startswith("<table><caption>&lt;t&gt; [red]</caption><thead>")
+    assert page.endswith(
+        '</tbody><tfoot><tr><th style="text-align:left">sum</th>'
+        '<th style="text-align:right">21</th></tr></tfoot></table>'
+    )
+
+
+def test_a_long_text_is_broken_and_not_cut() -> None:
+    long, number = "x" * 300, "12 345 678"
+    table = Table(("text", "n"), [(long, number)], right=(1,), unbroken=(1,))
+    for width in (WIDTH, 40):
+        text = table.text(width)
+        assert max(map(len, text.splitlines())) <= width
+        assert text.count("x") == 300 + len("te") - 1
+        assert number in text
+
+
 @pytest.mark.parametrize(
     "text", ["x[i] = y[0]", "list[int]", "[red]", "see [/tmp/log]", ":warning:", "\\[a]"]
 )
@@ -67,7 +98,7 @@ def test_sizes_are_told_in_the_unit_that_fits(count: int | None, text: str) -> N
 
 
 def test_variables_show_one_size_or_each_ranks_own() -> None:
-    table = tables.variables(
+    table = variables.table(
         [
             Variable("w", "mx.array", "(2, 3)", "float32", {0: 24, 1: 24}, "same"),
             Variable("x", "mx.array", "(2,) on rank 0", "float32", {0: 8, 1: 2048}, "differs"),
@@ -79,4 +110,4 @@ def test_variables_show_one_size_or_each_ranks_own() -> None:
         ["x", "mx.array", "(2,) on rank 0", "float32", "8 B on 0; 2.0 kB on 1", "differs"],
         ["y", "list", "", "", "", "not on rank 1"],
     ]
-    assert repr(tables.variables([])) == "no variables on the ranks yet"
+    assert repr(variables.table([])) == "no variables on the ranks yet"
