@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
@@ -11,8 +12,9 @@ from typing import Any, Literal, Protocol
 
 import attrs
 
+from . import verdict
 from .client import Message, Reply
-from .errors import CellCancelled, CellError, CellTimeout, MaclusterError, RankDied
+from .errors import CellTimeout, MaclusterError, RankDied
 from .hostfile import describe_ranks
 from .recovery import Recovery
 from .watch import Finding, Watch
@@ -62,8 +64,8 @@ class RankRun:
     place: str = ""  # the line of the cell that raised
     elapsed: float | None = None  # seconds in the rank
     payload: list[dict[str, Any]] = attrs.field(factory=list)
-    started: int = 0  # collectives of the world, when the cell ended
-    freed: bool = False  # ended by an abort, because of another rank
+    started: int = 0  # collectives of all ranks that this cell has started
+    freed: str = ""  # why the world was given up under this rank's feet; "" when it was not
     death: MaclusterError | None = None
     obituary: str = ""  # how its process ended, as far as that is known
 
@@ -97,7 +99,7 @@ class Cell:
         self.cancelled = False
         self.waiting = ""  # who waits for whom, while it lasts
         self.on_wait: Callable[[str], None] | None = None
-        self._deadlock: Finding | None = None
+        self.deadlock: Finding | None = None
         self._changed = threading.Condition()
         self._free_at: float | None = None  # when those that still run are freed
         self._rescuing = threading.RLock()
@@ -105,7 +107,7 @@ class Cell:
         self._killed: set[int] = set()  # by us, because of another rank
         self._watch = Watch(self.ranks)
         self._looked = 0.0
-        self._recoveries: list[Recovery] = []
+        self.recoveries: list[Recovery] = []
 
     def __repr__(self) -> str:
         state = "done" if self.done else "running"
@@ -144,8 +146,9 @@ class Cell:
             run.place = content.get("place", "")
             run.elapsed = content.get("elapsed")
             run.payload = content.get("payload", [])
-            run.started, run.freed = content.get("started", 0), content.get("broken", False)
-            self.world.note_started(run.rank, content.get("epoch", 0), run.started)
+            run.started, run.freed = content.get("started_here", 0), content.get("broken", "")
+            if "epoch" in content:
+                self.world.note_started(run.rank, content["epoch"], content["started"])
             # Last, because `done` looks at it from other threads.
             run.status = "ok" if content["status"] == "ok" else "error"
         self._note_end(run)
@@ -216,7 +219,7 @@ class Cell:
         self._looked = now
         finding = self._watch.look(self.running, self.world.where())
         if finding.deadlock and self.running:
-            self._deadlock = finding
+            self.deadlock = finding
             self._free("nobody will ever join the collective that they wait in")
         elif finding.text != self.waiting:
             self.waiting = finding.text
@@ -232,12 +235,12 @@ class Cell:
         with self._rescuing:
             if not self.done:
                 self.cancelled = True
-                try:
+                # A second Ctrl-C: no more patience.
+                with contextlib.suppress(KeyboardInterrupt):
                     self._stop(why)
-                except KeyboardInterrupt:
-                    pass  # a second Ctrl-C: no more patience
                 while not self.done:
-                    self._free(why)
+                    with contextlib.suppress(KeyboardInterrupt):
+                        self._free(why)
         self._settle()
 
     cancel = interrupt
@@ -266,7 +269,7 @@ class Cell:
         for rank in waiting:
             run = self.runs[rank]
             run.ename, run.evalue = "CancelledError", "the cell was cancelled before its turn"
-            run.freed = True
+            run.freed = "cancelled before its turn"
             run.status = "error"
             self._note_end(run)
         if waiting:
@@ -311,7 +314,7 @@ class Cell:
             self.notes.append(f"{error.what} {error.why}")
             return
         self._killed |= alive & set(report.restarted)
-        self._recoveries.append(report)
+        self.recoveries.append(report)
         self.notes += report.notes
 
     def _settle(self) -> None:
@@ -354,92 +357,15 @@ class Cell:
 
     def timeout_error(self, timeout: float, late: Sequence[int]) -> CellTimeout:
         """What to raise for a cell that was stopped because `late` had not ended in time."""
-        return CellTimeout(
-            f"The cell was stopped after {timeout:g} s: {describe_ranks(late)} had not ended.",
-            why="\n".join(["it ran longer than its timeout", *self.notes]),
-            do="raise --timeout, or leave it out to let the cell run as long as it needs",
-        )
+        return verdict.timeout_error(self, timeout, late)
 
     def check(self) -> None:
         """Raise CellError for the rank whose failure came first, if any rank failed."""
-        failed = [run for run in self.runs.values() if run.status in ("error", "died")]
-        if not failed:
-            return
-        # Ranks that were interrupted or killed as a consequence come after the cause.
-        failed.sort(key=lambda run: (self._is_consequence(run), run.status != "died", run.rank))
-        first = failed[0]
-        if self._deadlock is not None and self._is_consequence(first):
-            raise self._deadlock_error(self._deadlock)
-        if first.status == "died":
-            raise self._death_error(first)
-        if self.cancelled and self._is_consequence(first):
-            raise CellCancelled.named("KeyboardInterrupt")(
-                "the cell was ended",
-                why="\n".join(self.notes),
-                rank=first.rank,
-                ename="KeyboardInterrupt",
-            )
-        kind = CellCancelled if self.cancelled else CellError
-        raise kind.named(first.ename)(
-            first.evalue or first.ename,
-            why="\n".join(self._story(first)),
-            rank=first.rank,
-            ename=first.ename,
-            traceback=first.traceback,
-        )
+        if (error := verdict.error_of(self)) is not None:
+            raise error
 
-    def _story(self, first: RankRun) -> list[str]:
-        """The cause, then a line for each of the other ranks, then what was done about it."""
-        others = [
-            run
-            for run in self.runs.values()
-            if run is not first and run.status == "error" and not self._is_consequence(run)
-        ]
-        same = [run for run in others if (run.ename, run.evalue) == (first.ename, first.evalue)]
-        lines = []
-        if first.status == "error":
-            place = f" at {first.place}" if first.place else ""
-            lines.append(f"raised on rank {first.rank}{place}")
-            if same:
-                lines[0] += f" (and the same on {describe_ranks([run.rank for run in same])})"
-        lines += [
-            f"rank {run.rank}: {run.ename}: {run.evalue}" for run in others if run not in same
-        ]
-        lines += [
-            f"rank {run.rank} died, too: {run.obituary or 'its process ended'}"
-            for run in self.runs.values()
-            if run is not first and run.status == "died" and not self._is_consequence(run)
-        ]
-        well = [run.rank for run in self.runs.values() if run.status == "ok"]
-        if well:
-            lines.append(f"{describe_ranks(well)}: ended without an error")
-        return [*lines, *self.notes]
-
-    def _death_error(self, first: RankRun) -> CellError:
-        death = first.death or RankDied(f"Rank {first.rank} died.")
-        why = [
-            death.why if death.why != "its process ended" else first.obituary,
-            *self._story(first),
-        ]
-        do = death.do
-        if any(first.rank in report.restarted for report in self._recoveries):
-            do = (
-                f"run the cells again that set rank {first.rank} up: %%rank {first.rank} runs one "
-                "there; %%distributed --on-start marks one to be run on every new rank"
-            )
-        return CellError(death.what, why="\n".join(filter(None, why)), do=do, rank=first.rank)
-
-    def _deadlock_error(self, finding: Finding) -> CellError:
-        rank = min(finding.places)
-        return CellError(
-            f"The cell could not end: {finding.text}.",
-            why="\n".join(["a collective waits for every rank", *self.notes]),
-            do="let every rank run the same collectives; an `if rank == ...` around one is the "
-            "usual cause",
-            rank=rank,
-        )
-
-    def _is_consequence(self, run: RankRun) -> bool:
+    def is_consequence(self, run: RankRun) -> bool:
+        """True when the rank was ended because of another one, or from outside."""
         if run.status == "died":
             return run.rank in self._killed
-        return run.freed
+        return bool(run.freed)

@@ -102,6 +102,8 @@ class RankClient(ipyparallel.Client):
         self.last_pids: dict[int, int] = {}  # of ranks that are gone
         # Called in the IO thread when a rank is gone.
         self.on_departure: Callable[[int], None] | None = None
+        # Called when the controller's process has ended, in the thread that watches it.
+        self.on_controller_end: Callable[[], None] | None = None
         self._lost: MaclusterError | None = None
         super().__init__(*args, **kwargs)
         self._registration_callbacks.append(self._on_registration)

@@ -84,7 +84,7 @@ class Cluster(ipyparallel.Cluster):
         What `connect` and `%cluster connect` find the cluster by.
     checked
         Compare every collective across the ranks before any data moves, and raise
-        CollectiveMismatch where they differ. It makes each of them about twice as slow.
+        CollectiveMismatch where they differ. It adds one small collective to each.
     keep
         Let the ranks outlive this process; `connect` finds them again, and `stop` ends them.
 
@@ -171,6 +171,17 @@ class Cluster(ipyparallel.Cluster):
     _hosts: tuple[dict[str, Any], Hostfile] | None = None
 
     @property
+    def running_world(self) -> World:
+        """The world. Raises ClusterNotFound when the cluster does not run."""
+        if self.world is None:
+            raise ClusterNotFound(
+                f"The cluster {self.name!r} does not run.",
+                why="it was not started, or it was stopped",
+                do="start() or Cluster.connect(name)",
+            )
+        return self.world
+
+    @property
     def name(self) -> str:
         return str(self.cluster_id)
 
@@ -249,6 +260,7 @@ class Cluster(ipyparallel.Cluster):
         self.world.joined(1, await form(self.world, Plan(hosts, backend, 1, self.checked)))
         self.update_cluster_file()
         client.on_departure = self._on_departure
+        client.on_controller_end = self._on_controller_end
         progress(f"{self.n} ranks on {self.backend} are ready ({self.backend_reason})")
         return self.world
 
@@ -418,6 +430,16 @@ class Cluster(ipyparallel.Cluster):
         """A rank is gone (called in the client's IO thread): have the world mended."""
         loop = background_loop()
         loop.call_soon_threadsafe(lambda: loop.create_task(self._mend(rank)))
+
+    def _on_controller_end(self) -> None:
+        """The controller is gone (called in the watching thread): the ranks are of no use."""
+        loop = background_loop()
+        loop.call_soon_threadsafe(lambda: loop.create_task(self._end_ranks()))
+
+    async def _end_ranks(self) -> None:
+        async with self._turn:
+            if self.world is not None and self.engine_set is not None:
+                await self.engine_set.stop()
 
     async def _mend(self, rank: int) -> None:
         """A rank has died: start its successor, and mend the world if nobody uses it.

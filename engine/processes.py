@@ -64,6 +64,8 @@ def _watch(controller: int, local: Collection[int], reference: weakref.ref[RankC
                 do="%cluster start",
             )
         )
+        if left.on_controller_end is not None:
+            left.on_controller_end()
 
 
 def _look_at(client: RankClient, rank: int, pid: int) -> None:

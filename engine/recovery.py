@@ -194,7 +194,8 @@ async def _refill(
         else:
             ran += 1
     if ran:
-        report.notes.append(f"{ran} setup cell(s) ran again on {describe_ranks(fresh)}.")
+        cells = "the setup cell" if ran == 1 else f"{ran} setup cells"
+        report.notes.append(f"{cells} ran again on {describe_ranks(fresh)}.")
     there = await _ask(world, "models", {}, fresh[:1])
     names = {model["name"] for answer in there.values() for model in answer["models"]}
     missing = [model for model in held if model["name"] not in names]

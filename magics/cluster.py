@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from ..engine import tables
 from ..engine.cluster import DEFAULT_NAME, Cluster
 from ..engine.errors import UsageError, WorldError
 from ..engine.hostfile import split_assignment
+from ..engine.processes import runs
+from ..engine.reports import abort_text, stacks_text
 from .arguments import Arguments
 from .relay import plain_text
 from .session import Session
@@ -22,6 +25,13 @@ START.add_argument("--backend", metavar="NAME", help="jaccl, jaccl-ring, ring, m
 START.add_argument(
     "--env", action="append", default=[], metavar="K=V", help="a variable for every rank"
 )
+START.add_argument(
+    "--checked", action="store_true",
+    help="compare every collective across the ranks before it moves data",
+)  # fmt: skip
+START.add_argument(
+    "--keep", action="store_true", help="let the ranks outlive this notebook's kernel"
+)
 START.add_argument("--name", default=DEFAULT_NAME, help=f"its name (default: {DEFAULT_NAME})")
 CONNECT = Arguments("%cluster connect", "Use a cluster that another notebook started.")
 CONNECT.add_argument("name", nargs="?", default=DEFAULT_NAME, metavar="NAME")
@@ -31,15 +41,25 @@ OUTPUT.add_argument("--lines", type=int, default=100, metavar="N", help="the las
 OUTPUT.add_argument("--save", metavar="FILE", help="write all of it to FILE")
 STATUS = Arguments("%cluster status", "The ranks of this notebook's cluster.")
 RESTART = Arguments("%cluster restart", "Kill all ranks and start them anew. Variables are lost.")
+ABORT = Arguments(
+    "%cluster abort",
+    "End whatever the ranks do, also for another notebook. Variables and models stay on ring.",
+)
+STACKS = Arguments("%cluster stacks", "Where every rank stands, also while a cell runs.")
+DISCONNECT = Arguments("%cluster disconnect", "Let go of a cluster, which runs on.")
 STOP = Arguments("%cluster stop", "End the cluster that this notebook uses.")
+STOP.add_argument("--force", action="store_true", help="also when another notebook has started it")
 LIST = Arguments("%cluster list", "Your running clusters.")
 
 VERBS = {
     "start": START,
     "connect": CONNECT,
     "status": STATUS,
+    "stacks": STACKS,
+    "abort": ABORT,
     "restart": RESTART,
     "stop": STOP,
+    "disconnect": DISCONNECT,
     "list": LIST,
     "output": OUTPUT,
 }
@@ -89,6 +109,7 @@ class ClusterMagics(Magics):
     )
 
     def _start(self, options: Any) -> None:
+        self.session.release_lost()
         cluster = self.session.cluster
         if cluster is not None and cluster.world is not None:
             raise UsageError(
@@ -109,14 +130,17 @@ class ClusterMagics(Magics):
             backend=options.backend,
             env=env,
             name=options.name,
+            checked=options.checked,
+            keep=options.keep,
         )
         cluster.start_sync(Steps())
         self.session.adopt(cluster, owned=True)
 
     def _connect(self, options: Any) -> None:
+        self.session.release_lost()
         own = self.session.cluster
         if own is not None and own.world is not None:
-            if self.session.owned:
+            if self.session.owned and not own.keep:
                 raise UsageError(
                     f"This notebook started the cluster {own.name!r}, which still runs.",
                     why="it would have no notebook left that stops it",
@@ -154,9 +178,21 @@ class ClusterMagics(Magics):
         print(
             f"{cluster.name}: {world.size} ranks on {world.backend} "
             f"({cluster.backend_reason}), {world.state}"
+            + (", every collective checked" if cluster.checked else "")
         )
+        for notice in world.notices:
+            print(notice)
+        world.notices.clear()
         heading = ("rank", "state", "pid", "memory", "MLX arrays", "at")
         return tables.Table(heading, rows, right=(0, 2, 3, 4))
+
+    def _stacks(self, options: Any) -> None:
+        print(stacks_text(self.session.world.stacks()))
+
+    def _abort(self, options: Any) -> None:
+        _, world = self.session.running
+        report = world.abort(f"process {os.getpid()} aborted it")
+        print("\n".join([abort_text(world, report), *report.notes]))
 
     def _restart(self, options: Any) -> None:
         cluster, _ = self.session.running
@@ -164,10 +200,30 @@ class ClusterMagics(Magics):
 
     def _stop(self, options: Any) -> None:
         cluster, _ = self.session.running
+        foreign = cluster.owner_pid != os.getpid() and not cluster.keep
+        if foreign and runs(cluster.owner_pid) and not options.force:
+            raise UsageError(
+                f"The cluster {cluster.name!r} was started by another notebook "
+                f"(process {cluster.owner_pid}), which still runs.",
+                why="its ranks and what they hold would be gone there, too",
+                do="%cluster disconnect lets go of it; %cluster stop --force ends it all the same",
+            )
         began = time.monotonic()
         cluster.stop_sync()
         self.session.release()
         print(f"stopped {cluster.name!r} in {time.monotonic() - began:.1f} s")
+
+    def _disconnect(self, options: Any) -> None:
+        cluster, _ = self.session.running
+        if self.session.owned and not cluster.keep:
+            raise UsageError(
+                f"This notebook started the cluster {cluster.name!r}.",
+                why="it would have no notebook left that stops it",
+                do="%cluster stop; a cluster that is started with --keep can be let go of",
+            )
+        cluster.disconnect()
+        self.session.release()
+        print(f"{cluster.name!r} runs on; %cluster connect {cluster.name} finds it again")
 
     def _list(self, options: Any) -> tables.Table:
         own = self.session.cluster.name if self.session.cluster else None

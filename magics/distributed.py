@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import threading
 from typing import Any
 
@@ -15,8 +16,8 @@ from IPython.core.magic import (
 )
 
 from ..engine.cell import Cell
-from ..engine.errors import CellTimeout, UsageError
-from ..engine.hostfile import describe_ranks, parse_ranks
+from ..engine.errors import UsageError
+from ..engine.hostfile import parse_ranks
 from . import relay
 from .arguments import WORD, Arguments
 from .session import Session
@@ -46,6 +47,14 @@ def _options(magic: str, description: str, *, with_targets: bool) -> Arguments:
     parser.add_argument(
         "--group-outputs", choices=relay.GROUPINGS, metavar="HOW",
         help="show every rank's output after the cell, by engine, type or order",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checked", action="store_true",
+        help="compare every collective across the ranks before it moves data",
+    )  # fmt: skip
+    parser.add_argument(
+        "--on-start", action="store_true",
+        help="run the cell again on every rank that is started anew after a failure",
     )  # fmt: skip
     parser.add_argument(
         "--timeout", type=seconds, metavar="SECONDS", help="stop the cell on all ranks after this"
@@ -150,7 +159,14 @@ class DistributedMagics(Magics):
             show.pause()
         # The number that the notebook shows for this cell; `execution_count` is ahead of it.
         number = shell.displayhook.prompt_count
-        cell = world.run(code, ranks, execution_count=number, on_output=show)
+        relay.show_notices(world)
+        cell = world.run(
+            code, ranks, execution_count=number, checked=options.checked, on_output=show
+        )
+        if options.on_start:
+            self.session.running[0].add_setup_cell(code)
+        if options.block:
+            cell.on_wait = relay.WaitLine()
         handle = Handle(cell, shown)
         if options.out:
             shell.user_ns[options.out] = handle
@@ -173,12 +189,7 @@ class DistributedMagics(Magics):
             cell.interrupt(f"the cell ran longer than {options.timeout:g} s")
         self._finish(cell, show, options)
         if late:
-            raise CellTimeout(
-                f"The cell was stopped after {options.timeout:g} s: "
-                f"{describe_ranks(late)} had not ended.",
-                why="\n".join(["it ran longer than its --timeout", *cell.notes]),
-                do="raise --timeout, or leave it out to let the cell run as long as it needs",
-            )
+            raise cell.timeout_error(options.timeout, late)
         cell.check()
         if here is not None:
             here.raise_error()
@@ -190,6 +201,8 @@ class DistributedMagics(Magics):
             return
         show.finish()
         relay.show_others(cell, show.rank)
+        for warning in cell.warnings:
+            print(f"macluster: {warning}", file=sys.stderr)
         for payload in cell.runs[show.rank].payload:
             # `name?` on a rank opens the pager here.
             self.shell.payload_manager.write_payload(payload)

@@ -16,6 +16,7 @@ from ..engine.client import Message
 from ..engine.errors import UsageError
 from ..engine.hostfile import describe_ranks
 from ..engine.units import bytes_text
+from ..engine.world import World
 
 # A notebook with more text than this in one cell is slow to open and to save.
 MAX_LINES = 5_000
@@ -126,6 +127,37 @@ def within_limit(kind: str, content: dict[str, Any], rank: int) -> dict[str, Any
     short = {mime: value for mime, value in data.items() if mime not in rich}
     short["text/plain"] = f"{plain}\n[{', '.join(said)}; {do}]"
     return {**content, "data": short}
+
+
+class WaitLine:
+    """Says below the cell which ranks wait for which, in one line, for as long as they do."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._last = ""
+
+    def __call__(self, text: str) -> None:
+        if text:
+            self._last = text
+            self._show(f"… {text}. Ctrl-C ends the cell; %cluster stacks elsewhere shows more.")
+        elif self._handle is not None:
+            self._show(f"[had waited: {self._last}]")
+
+    def _show(self, line: str) -> None:
+        from IPython.display import display
+
+        data = {"text/plain": line}
+        if self._handle is None:
+            self._handle = display(data, raw=True, display_id=True)
+        else:
+            self._handle.update(data, raw=True)
+
+
+def show_notices(world: World) -> None:
+    """Tell what happened to the world while nobody ran a cell."""
+    notices, world.notices = world.notices, []
+    for notice in notices:
+        print(f"macluster: {notice}", file=sys.stderr)
 
 
 class Relay:

@@ -35,5 +35,16 @@ class Session:
     def adopt(self, cluster: Cluster, *, owned: bool) -> None:
         self.cluster, self.owned = cluster, owned
 
+    def release_lost(self) -> None:
+        """Clear away a cluster whose controller is gone."""
+        cluster = self.cluster
+        if cluster is None or cluster.world is None or cluster.world.client.lost is None:
+            return
+        if self.owned:
+            cluster.stop_sync()
+        else:
+            cluster.disconnect()
+        self.release()
+
     def release(self) -> None:
         self.cluster, self.owned = None, False

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
+from ..steps import steps
 from .load import LoadedModel, exchange, together
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def stream_generate(
         for part in macluster.stream_generate(model, "What is the capital of France?"):
             rprint(part.text, end="")
 
-    No collective may be under way in another thread, and ranks that stop reading must stop at the
-    same token. Leaving the loop early is fine: what is under way is waited for.
+    Ranks that stop reading must stop at the same token; an interrupt does that by itself, see
+    `steps`. Leaving the loop early is fine: what is under way is waited for.
 
     Args:
         loaded: from `load`.
@@ -82,7 +83,7 @@ def stream_generate(
         **{"sampler": make_sampler(**sampling), **options},
     )
     try:
-        yield from parts
+        yield from steps(parts)
     finally:
         # mlx-lm computes one token ahead, also of the last one that is read.
         parts.close()

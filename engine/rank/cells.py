@@ -5,11 +5,18 @@ from __future__ import annotations
 import builtins
 import getpass
 import sys
+import traceback
+import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from IPython.core.error import StdinNotImplementedError
 
+from .work import line_text
+
+# What stands at the end of a traceback when a signal or a collective raised.
+OUR_FRAMES = (str(Path(__file__).parent), str(Path(__file__).parent.parent / "steps.py"))
 NO_INPUT = (
     "input() does not work in a distributed cell: a rank has no keyboard, and only one of the "
     "ranks could be answered. Ask in a plain cell, then send the answer to all ranks: "
@@ -25,6 +32,13 @@ def prepare_shell(shell: Any) -> None:
 
     builtins.input = no_input
     getpass.getpass = no_input
+    get_exc_info = shell._get_exc_info
+
+    def trimmed(exc_tuple: Any = None) -> Any:
+        kind, value, trace = get_exc_info(exc_tuple)
+        return kind, value, without_our_frames(trace)
+
+    shell._get_exc_info = trimmed
     # Jedi's first import takes seconds, and it would be paid by every rank.
     shell.Completer.use_jedi = False
 
@@ -73,7 +87,29 @@ async def run(shell: Any, content: Mapping[str, Any]) -> dict[str, Any]:
         reply["ename"] = type(error).__name__
         reply["evalue"] = _text(error)
         reply["traceback"] = list(shell._last_traceback or [])
+        reply["place"] = _place(shell, error)
     return reply
+
+
+def _place(shell: Any, error: BaseException) -> str:
+    """The innermost line of a cell that `error` came through."""
+    place = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename in shell.compile._filename_map:
+            place = line_text(frame.f_code.co_filename, number)
+    return place
+
+
+def without_our_frames(trace: types.TracebackType | None) -> types.TracebackType | None:
+    """A traceback that ends where the user's code does, not in a handler of ours."""
+    last = each = trace
+    while each is not None:
+        if not each.tb_frame.f_code.co_filename.startswith(OUR_FRAMES):
+            last = each
+        each = each.tb_next
+    if last is not None:
+        last.tb_next = None
+    return trace
 
 
 def _text(error: BaseException) -> str:

@@ -42,7 +42,6 @@ CALLS: dict[str, Handler] = {
     "data.push": data.push,
     "data.settle": data.settle,
     "data.pull": data.pull,
-    "models.list": models.held,
     "models.reload": models.reload,
     "variables.list": variables.table,
     "variables.hash": variables.digests,
@@ -55,6 +54,7 @@ QUESTIONS: dict[str, Handler] = {
     "where": introspect.where,
     "stacks": introspect.stacks,
     "interrupt": introspect.interrupt,
+    "models": models.held,
 }
 
 
@@ -109,7 +109,7 @@ class Service:
             kernel.set_parent(idents, parent, channel="shell")
             content: dict[str, Any]
             buffers: Sequence[Any] = ()
-            cell = parent["content"].get("cell")
+            cell, started = parent["content"].get("cell"), collectives.started
             try:
                 with self.main.at_work(cell):
                     content, buffers = await self._work(parent)
@@ -119,10 +119,10 @@ class Service:
             if cell is not None:
                 # What the one who sent the cell needs to know whether the world is still in step.
                 content["started"] = collectives.started
-                content["epoch"], content["broken"] = (
-                    collectives.epoch,
-                    collectives.broken is not None,
-                )
+                content["started_here"] = collectives.started - started
+                content["epoch"] = collectives.epoch
+                broken = collectives.broken
+                content["broken"] = (broken.why or broken.what) if broken is not None else ""
             self._reply(kernel.shell_stream, idents, parent, content, buffers)
 
     async def _work(self, parent: Message) -> Answer:

@@ -21,7 +21,8 @@ import attrs
 
 from ..steps import turnstile
 
-NUDGE = 0.05  # seconds between two interrupts of a main thread that has to come back
+LOOK = 0.02  # seconds between two looks whether the main thread has come back
+NUDGE = 0.5  # seconds between two interrupts: the first one's traceback takes a while
 
 
 @attrs.define(eq=False)
@@ -118,12 +119,16 @@ class MainThread:
         """Interrupt the work of now until it ends, for `patience` seconds. True when it has."""
         work = self.work
         self.interrupted = work or self.interrupted
-        deadline = time.monotonic() + patience
+        now = time.monotonic()
+        deadline, nudge = now + patience, now
         while work is not None and self.work is work:
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline:
                 return False
-            self.interrupt(work)
-            await asyncio.sleep(NUDGE)
+            if now >= nudge:
+                self.interrupt(work)
+                nudge = now + NUDGE
+            await asyncio.sleep(LOOK)
         return True
 
     def frames(self) -> list[types.FrameType]:
