@@ -29,6 +29,7 @@ from ..errors import MaclusterError, WorldBroken
 from ..wire import Wire
 from . import cells, data, introspect, models, variables, world
 from .collectives import collectives
+from .streams import RankStream
 from .work import MainThread
 
 Answer = tuple[dict[str, Any], Sequence[Any]]
@@ -172,6 +173,8 @@ class Service:
         if header["msg_type"] != PREFIX + "ask_request":
             # The order matters: what is still buffered must be counted before the count is sent.
             for output in (sys.stdout, sys.stderr):
+                if isinstance(output, RankStream):
+                    output.drain()
                 output.flush()
         with self._counting:
             content["outputs"] = self._sent.pop(header["msg_id"], 0)

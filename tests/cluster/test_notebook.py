@@ -149,7 +149,6 @@ rich.print("[bold]b[/bold]", table)""",
     "await": "import asyncio\nawait asyncio.sleep(0.01)\nawait asyncio.sleep(0.01, 'slept')",
     "shell": "!echo one; echo two >&2\nlines = !echo three\nlines",
     "magic": "%env MACLUSTER_TEST=1\n%who_ls nothing_of_this_type",
-    "output of a child process": "import os\nos.system('echo child')\nimport time\ntime.sleep(0.3)",
     "error": "print('before')\nfirst = 1\nfirst / 0",
     "error in a function": """
 def outer(n):
@@ -287,6 +286,13 @@ def test_errors_of_other_ranks_are_mentioned(nb: Notebook) -> None:
     assert "raised on rank 1" in ran.traceback
     assert "rank 2: KeyError: 'of it'" in ran.traceback
     assert "rank 0: ended without an error" in ran.traceback
+
+
+def test_output_of_native_code_is_there_when_the_cell_ends(nb: Notebook) -> None:
+    nb.ok("%%distributed\nimport os")
+    for number in range(20):
+        # A plain cell may lose this: ipykernel reads the pipe whenever its thread gets to it.
+        assert nb.ok(f"%distributed os.system('echo {number}');").text() == f"{number}\n"
 
 
 def test_same_error_on_all_ranks_is_shown_once(nb: Notebook) -> None:
