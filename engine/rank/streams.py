@@ -26,7 +26,7 @@ class RankStream(OutStream):
         self._written = False
         self._draining = threading.Lock()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        super().__init__(*args, **options)
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call]
 
     def write(self, string: str) -> Any:
         self._written = True

@@ -107,7 +107,9 @@ class Notebook:
 
     def __init__(self, **env: str) -> None:
         self.manager = KernelManager(kernel_name="python3")
-        self.manager.start_kernel(env={**os.environ, **env})
+        # ipykernel leaves native output alone when it finds itself in a test.
+        inherited = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+        self.manager.start_kernel(env={**inherited, **env})
         self.client: Any = self.manager.client()
         self.client.start_channels()
         try:
