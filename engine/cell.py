@@ -17,6 +17,7 @@ from .client import Message, Reply
 from .errors import CellTimeout, MaclusterError, RankDied
 from .hostfile import describe_ranks
 from .recovery import Recovery
+from .units import headline
 from .watch import Finding, Watch
 
 Status = Literal["running", "ok", "error", "died"]
@@ -46,7 +47,7 @@ class Runner(Protocol):
 
     def out_of_step(self) -> str: ...
 
-    def note_started(self, rank: int, epoch: int, started: int) -> None: ...
+    def note_epoch(self, epoch: int) -> None: ...
 
     def obituary(self, rank: int) -> str: ...
 
@@ -88,6 +89,7 @@ class Cell:
 
     def __init__(self, world: Runner, code: str, ranks: Sequence[int]) -> None:
         self.id = uuid.uuid4().hex
+        self.number = 0  # among the cells that its world has sent
         self.world = world
         self.code = code
         self.ranks = list(ranks)
@@ -113,9 +115,8 @@ class Cell:
         state = "done" if self.done else "running"
         if any(run.status not in ("ok", "running") for run in self.runs.values()):
             state = "cancelled" if self.cancelled else "failed"
-        lines = (line.strip() for line in self.code.splitlines())
-        first = next((line for line in lines if line and not line.startswith("#")), "")
-        return f"<Cell {state} on {describe_ranks(self.ranks)}, {self.elapsed:.1f} s: {first[:40]}>"
+        where = describe_ranks(self.ranks)
+        return f"<Cell {state} on {where}, {self.elapsed:.1f} s: {headline(self.code)}>"
 
     # -- bookkeeping by the world ------------------------------------------------------------
 
@@ -147,8 +148,7 @@ class Cell:
             run.elapsed = content.get("elapsed")
             run.payload = content.get("payload", [])
             run.started, run.freed = content.get("started_here", 0), content.get("broken", "")
-            if "epoch" in content:
-                self.world.note_started(run.rank, content["epoch"], content["started"])
+            self.world.note_epoch(content.get("epoch", 0))
             # Last, because `done` looks at it from other threads.
             run.status = "ok" if content["status"] == "ok" else "error"
         self._note_end(run)
@@ -169,6 +169,13 @@ class Cell:
     @property
     def done(self) -> bool:
         return all(run.status != "running" for run in self.runs.values())
+
+    @property
+    def settled(self) -> bool:
+        """True once nothing is left to be done about it: it ended well, or was waited for."""
+        return self.done and (
+            self._settled or all(run.status == "ok" for run in self.runs.values())
+        )
 
     @property
     def elapsed(self) -> float:
@@ -238,9 +245,14 @@ class Cell:
                 # A second Ctrl-C: no more patience.
                 with contextlib.suppress(KeyboardInterrupt):
                     self._stop(why)
+                impatience = 0
                 while not self.done:
-                    with contextlib.suppress(KeyboardInterrupt):
+                    try:
                         self._free(why)
+                    except KeyboardInterrupt:
+                        impatience += 1
+                        if impatience > 1:
+                            raise
         self._settle()
 
     cancel = interrupt
@@ -286,8 +298,9 @@ class Cell:
                 return
             places: dict[str, list[int]] = {}
             for rank in stuck:
-                place = stood.get(rank, {}).get("place") or "an unknown place: it did not answer"
-                places.setdefault(place, []).append(rank)
+                # Of the others, those that come back say it themselves.
+                if place := stood.get(rank, {}).get("place"):
+                    places.setdefault(place, []).append(rank)
             self.notes += [
                 f"{describe_ranks(ranks)} stood at {place}." for place, ranks in places.items()
             ]
@@ -322,13 +335,14 @@ class Cell:
         with self._rescuing:
             if self._settled:
                 return
-            self._settled = True
             if self.on_wait is not None and self.waiting:
                 self.on_wait("")
             if all(run.status == "ok" for run in self.runs.values()):
                 self._warn_of_uneven_collectives()
             elif why := self.world.out_of_step():
                 self._recover(why, None)
+            # Last: an interrupt on the way leaves this to whoever comes next.
+            self._settled = True
 
     def _warn_of_uneven_collectives(self) -> None:
         counts: dict[int, list[int]] = {}

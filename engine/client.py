@@ -15,7 +15,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, Literal
 
 import attrs
@@ -59,7 +59,7 @@ def raise_failure(reply: Reply) -> Reply:
     kind = getattr(errors, content["ename"], None)
     if isinstance(kind, type) and issubclass(kind, MaclusterError):
         what = f"On rank {reply.rank}: {content['evalue']}"
-        raise kind(what, why=content["why"], do=content["do"])
+        raise kind(what, why=content.get("why", ""), do=content.get("do", ""))
     last = "".join(content["traceback"]).strip()
     raise WorldError(
         f"Rank {reply.rank} failed: {content['ename']}: {content['evalue']}",
@@ -87,6 +87,11 @@ class Request:
     def complete(self) -> bool:
         """True when the reply and all of the output that it counts are here."""
         return self.reply is not None and self.outputs >= self.reply.content.get("outputs", 0)
+
+
+def _ours(msg: Message) -> bool:
+    """True for a reply to a request of ours, perhaps of one that was given up before."""
+    return str(msg["header"]["msg_type"]).startswith(PREFIX)
 
 
 class RankClient(ipyparallel.Client):
@@ -177,12 +182,12 @@ class RankClient(ipyparallel.Client):
         except ValueError:
             log.exception("a message with a wrong signature was dropped")
             return
-        if not self._take_reply(msg):
+        if not self._take_reply(msg) and not _ours(msg):
             _stock_dispatch_reply(self, msg)
 
     @unpack_message
     def _dispatch_single_reply(self, msg: Message) -> None:
-        if not self._take_reply(msg):
+        if not self._take_reply(msg) and not _ours(msg):
             _stock_dispatch_single_reply(self, msg)
 
     @unpack_message
@@ -218,10 +223,12 @@ class RankClient(ipyparallel.Client):
         with self._requests_lock:
             if self._requests.pop(request.msg_id, None) is None:
                 return
-        if error is not None:
-            request.future.set_exception(error)
-        elif request.reply is not None:
-            request.future.set_result(request.reply)
+        # Whoever asked may have lost patience, and cancelled the future.
+        with contextlib.suppress(InvalidStateError):
+            if error is not None:
+                request.future.set_exception(error)
+            elif request.reply is not None:
+                request.future.set_result(request.reply)
 
     async def until(self, condition: Callable[[set[int]], bool], timeout: float) -> bool:
         """Wait until `condition` holds for the set of registered ranks. False after `timeout`."""

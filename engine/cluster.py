@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import functools
+import glob
 import json
 import os
 import tempfile
@@ -28,6 +30,7 @@ from .errors import (
     ClusterExists,
     ClusterNotFound,
     MaclusterError,
+    RankDied,
     StartError,
     UsageError,
     WorldBroken,
@@ -43,6 +46,7 @@ from .world import World
 Progress = Callable[[str], None]
 
 DEFAULT_NAME = "macluster"
+STOP_PATIENCE = 2.0  # seconds that a stop waits for another process that mends the world
 OBITUARY_TIMEOUT = 0.5  # seconds until the exit code of a process that has ended must be known
 CANCEL_TIMEOUT = 30.0  # seconds that an interrupted call gets to clean up
 ORPHAN_TIMEOUT = 20.0  # seconds that a dead owner's cluster gets to end
@@ -118,6 +122,8 @@ class Cluster(ipyparallel.Cluster):
             traits.setdefault("cluster_id", name)
         if hosts is not None:
             traits |= {"checked": checked, "keep": keep}
+        # `from_file` hands it on, and here it is no trait any more, see below.
+        traits.pop("shutdown_atexit", None)
         # Without a parent: a notebook's own configuration must not reach the ranks.
         super().__init__(parent=None, config=Config(), **traits)
         self.world: World | None = None
@@ -125,6 +131,7 @@ class Cluster(ipyparallel.Cluster):
         self._guardian: Guardian | None = None
         self._turn = asyncio.Lock()  # start, stop and recover take turns
         self._clearing: asyncio.Task[None] | None = None
+        self._unlisted = False  # its files are gone, and its name is free
         if hosts is not None:
             hostfile = as_hostfile(hosts)
             choice = backends.choose(hostfile, backend)
@@ -210,19 +217,26 @@ class Cluster(ipyparallel.Cluster):
                 do="Cluster(2).start_sync()",
             )
         async with self._turn:
-            await self._claim_name()
+            try:
+                await self._claim_name()
+            except OSError as error:
+                raise self._not_started(error, "") from error
             try:
                 # Until the world is up, also of a cluster that is to be kept.
                 self._guardian = Guardian()
                 grace = backends.get(self.backend).term_grace
                 self._guardian.tell(
-                    files=self._files(), grace=grace, cluster_file=str(self.cluster_file)
+                    files=[*self._files(), *self._logs()],
+                    grace=grace,
+                    cluster_file=str(self.cluster_file),
                 )
                 world = await self._start(progress)
                 if self.keep:
                     await self._disarm()
                 return world
             except BaseException as error:
+                if isinstance(error, RankDied):
+                    await asyncio.to_thread(self._explain_death, error)
                 report = self._last_words()
                 # What went wrong while cleaning up must not hide why it had to be done.
                 with contextlib.suppress(Exception):
@@ -233,11 +247,30 @@ class Cluster(ipyparallel.Cluster):
                     raise
                 if not isinstance(error, Exception):
                     raise
-                raise StartError(
-                    f"The cluster {self.name!r} did not start: {type(error).__name__}: {error}",
-                    why=report or "see the error that caused this one, above",
-                    do="%cluster start 2 on this machine shows whether the installation works",
-                ) from error
+                raise self._not_started(error, report) from error
+
+    def _explain_death(self, error: RankDied) -> None:
+        """Say how the ranks ended that did not live to see the first world."""
+        pause, engines = Event(), self.engine_set
+        for _ in range(50):
+            if engines is not None and engines.missing:
+                break
+            pause.wait(OBITUARY_TIMEOUT / 50)
+        causes = {rank: engines.ended[rank].cause for rank in engines.missing}
+        if not causes:
+            return  # it is stopped, as the error says
+        error.why = "\n".join(f"rank {rank}: {cause}" for rank, cause in causes.items())
+        error.do = "see what its last lines say; %cluster start tries again"
+
+    def _not_started(self, error: Exception, report: str) -> StartError:
+        do = "%cluster start 2 on this machine shows whether the installation works"
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            do = f"free some space on the disk of {self.profile_dir}"
+        return StartError(
+            f"The cluster {self.name!r} did not start: {type(error).__name__}: {error}",
+            why=report or "see the error that caused this one, above",
+            do=do,
+        )
 
     async def _start(self, progress: Progress) -> World:
         by_launcher = backends.get(self.backend).command(self.hosts) is not None
@@ -257,7 +290,8 @@ class Cluster(ipyparallel.Cluster):
         await self._wait_for_ranks(progress)
         progress("forming the world")
         hosts, backend = self.hosts, backends.get(self.backend)
-        self.world.joined(1, await form(self.world, Plan(hosts, backend, 1, self.checked)))
+        await form(self.world, Plan(hosts, backend, 1, self.checked))
+        self.world.epoch = 1
         self.update_cluster_file()
         client.on_departure = self._on_departure
         client.on_controller_end = self._on_controller_end
@@ -325,7 +359,8 @@ class Cluster(ipyparallel.Cluster):
         if self.world is not None:
             # Frees a restart that waits for ranks, which would keep us waiting for our turn.
             await asyncio.to_thread(self.world.client.close, 0)
-        async with self._turn, self._exclusive():
+        exclusive = contextlib.nullcontext() if self._unlisted else self._exclusive(STOP_PATIENCE)
+        async with self._turn, exclusive:
             self._adopt_from_file()
             if self._clearing is not None:
                 await asyncio.wait([self._clearing])
@@ -333,11 +368,12 @@ class Cluster(ipyparallel.Cluster):
 
     async def _stop(self) -> None:
         world, self.world = self.world, None
-        controller = self.controller
+        controller, unlisted = self.controller, self._unlisted
         async with contextlib.AsyncExitStack() as steps:
             # Carried out from the last to the first, whatever fails on the way.
             steps.push_async_callback(self._disarm)
-            steps.callback(self._remove_files)
+            if not unlisted:
+                steps.callback(self._remove_files)
             if controller is not None and controller.pid > 0:
                 # A controller that was killed leaves children behind.
                 steps.push_async_callback(asyncio.to_thread, end_sessions, {controller.pid}, 0.0)
@@ -353,16 +389,19 @@ class Cluster(ipyparallel.Cluster):
             await asyncio.to_thread(guardian.disarm)
 
     def _remove_files(self) -> None:
-        log = Path(self.profile_dir) / "log"
-        own: list[str | Path] = [
-            *self._files(),
-            *log.glob(f"macluster-{self.name}-rank-*.log"),
-            *log.glob(f"ipcontroller-{self.name}-*.log"),
-            *log.glob(f"engines{self.name}.json"),
-        ]
-        for path in own:
+        logs = [path for pattern in self._logs() for path in glob.glob(pattern)]
+        for path in [*self._files(), *logs]:
             with contextlib.suppress(OSError):
                 os.remove(path)
+
+    def _logs(self) -> list[str]:
+        """Patterns of the log files."""
+        folder, name = glob.escape(f"{self.profile_dir}/log"), glob.escape(self.name)
+        return [
+            f"{folder}/macluster-{name}-rank-*.log",
+            f"{folder}/ipcontroller-{name}-*.log",
+            f"{folder}/engines{name}.json",
+        ]
 
     async def restart(self, progress: Progress = silent) -> World:
         """Kill all ranks and start them anew, on the same controller. Variables are lost."""
@@ -377,6 +416,8 @@ class Cluster(ipyparallel.Cluster):
 
     async def recover(self, seen: int, why: str, *, everyone: bool = False) -> Recovery:
         """Give up the world `seen` and form a new one, unless somebody has done that already."""
+        if self.world is not None and self.world.client.lost is not None:
+            raise self.world.client.lost
         async with self._turn, self._exclusive():
             world = self.world
             if world is None:
@@ -387,10 +428,31 @@ class Cluster(ipyparallel.Cluster):
                 )
             if world.client.lost is not None:
                 raise world.client.lost
+            if self._was_stopped():
+                stopped = WorldBroken(
+                    "This cluster was stopped from elsewhere.",
+                    why="another notebook, or `macluster stop` in a terminal, has ended it",
+                    do="%cluster start",
+                )
+                world.client.lose(stopped)
+                raise stopped
             self._adopt_from_file()
-            report = await recover(self, world, seen=seen, why=why, everyone=everyone)
+            try:
+                report = await recover(self, world, seen=seen, why=why, everyone=everyone)
+            except MaclusterError:
+                raise
+            except Exception as error:
+                world.phase = "broken"
+                raise WorldBroken(
+                    f"No new world could be formed: {type(error).__name__}: {error}",
+                    why="see the error that caused this one, above",
+                    do="%cluster restart, or %cluster stop and %cluster start",
+                ) from error
             if not report.by_others:
-                self.update_cluster_file()
+                try:
+                    self.update_cluster_file()
+                except OSError as error:
+                    report.notes.append(f"{self.cluster_file} could not be written: {error}.")
             return report
 
     def recover_blocking(self, seen: int, why: str, *, everyone: bool = False) -> Recovery:
@@ -416,7 +478,11 @@ class Cluster(ipyparallel.Cluster):
         pids = [client.pids[rank] for rank in ranks if rank in client.pids]
         await engines.replace(ranks, pids)
         # A number is given again only when its last owner is gone.
-        await client.until(lambda here: not here & set(ranks), timeout=10)
+        for _ in range(100):
+            if await client.until(lambda here: not here & set(ranks), timeout=0.1):
+                break
+            if client.lost is not None:
+                raise client.lost
         self.rank_connection = (await self.controller.get_connection_info())["engine"]
         engines.give_orders()
         await self._wait_for_ranks(silent)
@@ -437,9 +503,15 @@ class Cluster(ipyparallel.Cluster):
         loop.call_soon_threadsafe(lambda: loop.create_task(self._end_ranks()))
 
     async def _end_ranks(self) -> None:
+        # The name is free from now on.
+        self._remove_files()
+        self._unlisted = True
         async with self._turn:
             if self.world is not None and self.engine_set is not None:
                 await self.engine_set.stop()
+                # A controller that was killed leaves children behind.
+                await asyncio.to_thread(end_sessions, {self.controller.pid}, 0.0)
+                await self._disarm()
 
     async def _mend(self, rank: int) -> None:
         """A rank has died: start its successor, and mend the world if nobody uses it.
@@ -458,7 +530,12 @@ class Cluster(ipyparallel.Cluster):
             ):
                 return
             with contextlib.suppress(MaclusterError, OSError):
-                await self.engine_set.replace([rank], [])
+                async with self._exclusive():
+                    self._adopt_from_file()
+                    if rank not in world.dead:
+                        return  # somebody else was faster
+                    await self.engine_set.replace([rank], [])
+                    self.update_cluster_file()
         if world.busy or any(state["busy"] for state in (await status(world)).values()):
             return
         with contextlib.suppress(MaclusterError):
@@ -466,9 +543,22 @@ class Cluster(ipyparallel.Cluster):
             if report.restarted:
                 world.notices += [f"Rank {rank} died while it was idle: {cause}.", *report.notes]
 
+    def _was_stopped(self) -> bool:
+        """True when another process has ended the cluster: its files are gone."""
+        if Path(self.cluster_file).exists():
+            return False
+        with contextlib.suppress(OSError):
+            os.remove(self._lock_file)  # made again by looking
+        return True
+
     @contextlib.asynccontextmanager
-    async def _exclusive(self) -> AsyncIterator[None]:
-        """Keep other processes that use this cluster from changing it meanwhile."""
+    async def _exclusive(self, patience: float | None = None) -> AsyncIterator[None]:
+        """Keep other processes that use this cluster from changing it meanwhile.
+
+        After `patience` seconds, go on without.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if patience is None else loop.time() + patience
         lock = os.open(self._lock_file, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             while True:
@@ -476,6 +566,8 @@ class Cluster(ipyparallel.Cluster):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
+                    if deadline is not None and loop.time() > deadline:
+                        break
                     await asyncio.sleep(0.02)
             yield
         finally:
@@ -493,11 +585,17 @@ class Cluster(ipyparallel.Cluster):
             self.engine_set.adopt(engines["engines"])
             self.setup_cells = facts["cluster"].get("setup_cells", [])
 
-    def add_setup_cell(self, code: str) -> None:
+    async def add_setup_cell(self, code: str) -> None:
         """Have a cell run on every rank that is started anew. A second time changes nothing."""
-        if code not in self.setup_cells:
-            self.setup_cells = [*self.setup_cells, code]
-            self.update_cluster_file()
+        async with self._turn, self._exclusive():
+            self._adopt_from_file()
+            if code not in self.setup_cells:
+                self.setup_cells = [*self.setup_cells, code]
+                self.update_cluster_file()
+
+    def add_setup_cell_sync(self, code: str) -> None:
+        """`add_setup_cell`, blocking."""
+        self._synchronize(self.add_setup_cell, code)
 
     def obituary(self, rank: int) -> str:
         """How the last process of a rank ended, in words. Waits a moment for its exit code."""
@@ -505,7 +603,9 @@ class Cluster(ipyparallel.Cluster):
         for _ in range(50):
             if self.engine_set is None or self.world is None:
                 break
-            ending = self.engine_set.ending(self.world.client.last_pids.get(rank))
+            client = self.world.client
+            # Still under `pids` when it was found dead before the controller has said so.
+            ending = self.engine_set.ending(client.pids.get(rank, client.last_pids.get(rank)))
             if ending is not None:
                 return str(ending.cause)
             pause.wait(OBITUARY_TIMEOUT / 50)
@@ -602,6 +702,10 @@ class Cluster(ipyparallel.Cluster):
         try:
             return future.result()
         except KeyboardInterrupt:
+            if async_f.__name__ == "stop":
+                # Half a stop helps nobody, and it does not take long.
+                ended.wait(CANCEL_TIMEOUT)
+                return None
             # A start that is given up cleans up after itself; nothing of it may go on.
             future.cancel()
             ended.wait(CANCEL_TIMEOUT)
@@ -609,12 +713,18 @@ class Cluster(ipyparallel.Cluster):
 
     def write_cluster_file(self) -> None:
         """Write the cluster file as a whole, readable by its owner only: it holds `user_env`."""
+        if self._unlisted:
+            return  # ipyparallel writes it whenever something ends
         path = Path(self.cluster_file)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-        with os.fdopen(handle, "w") as file:
-            json.dump(self.to_dict(), file)
-        os.replace(scratch, path)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(self.to_dict(), file)
+            os.replace(scratch, path)
+        except OSError:
+            os.remove(scratch)
+            raise
 
     def _files(self) -> list[str]:
         security = Path(self.profile_dir) / "security"
@@ -658,6 +768,7 @@ class Cluster(ipyparallel.Cluster):
             if _alive(Path(self.cluster_file)):
                 return False
             self._remove_files()
+            self._unlisted = False
             self.owner_pid = os.getpid()
             self.write_cluster_file()
             return True

@@ -27,6 +27,8 @@ class Ranks(Protocol):
     @property
     def ranks(self) -> list[int]: ...
 
+    def know(self, facts: Sequence[Mapping[str, Any]]) -> None: ...
+
     def send_call(
         self,
         name: str,
@@ -62,6 +64,7 @@ async def form(world: Ranks, plan: Plan) -> list[dict[str, Any]]:
         )
     )
     facts = [reply.content for reply in prepared]
+    world.know(facts)
     _same_versions(facts)
     without = [rank for rank, fact in enumerate(facts) if not fact["available"]]
     if without and size > 1:

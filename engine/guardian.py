@@ -9,6 +9,7 @@ It runs as a plain script, so that it starts in milliseconds and needs no import
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import signal
@@ -33,8 +34,9 @@ class Guardian:
     def tell(self, **order: Any) -> None:
         """Send an order.
 
-        `leaders=[pid]` and `forget=[pid]` name processes, `files=[path]` what to remove, `grace`
-        the seconds between SIGTERM and SIGKILL, and `disarm=True` calls everything off.
+        `leaders=[pid]` and `forget=[pid]` name processes, `files=[pattern]` what to remove,
+        `cluster_file=path` where other processes note what they have started, `grace` the seconds
+        between SIGTERM and SIGKILL, and `disarm=True` calls everything off.
         """
         process = self._process
         if process is None or process.stdin is None:
@@ -57,7 +59,7 @@ def watch(lines: TextIO) -> tuple[set[int], list[str], float, bool]:
     """Read orders until the pipe closes: session leaders, files, grace, whether to do nothing."""
     leaders: set[int] = set()
     files: list[str] = []
-    grace, disarmed = 2.0, False
+    grace, disarmed, cluster_file = 2.0, False, ""
     for line in lines:
         try:
             order = json.loads(line)
@@ -67,9 +69,20 @@ def watch(lines: TextIO) -> tuple[set[int], list[str], float, bool]:
         leaders.update(order.get("leaders", []))
         leaders.difference_update(order.get("forget", []))
         files.extend(order.get("files", []))
+        cluster_file = order.get("cluster_file", cluster_file)
         grace = order.get("grace", grace)
         disarmed = disarmed or order.get("disarm", False)
-    return leaders, files, grace, disarmed
+    return leaders | started_by_others(cluster_file), files, grace, disarmed
+
+
+def started_by_others(cluster_file: str) -> set[int]:
+    """The ranks that the cluster file lists: another process may have replaced one."""
+    try:
+        with open(cluster_file) as file:
+            sets = json.load(file)["engines"]["sets"].values()
+        return {rank["pid"] for ranks in sets for rank in ranks["engines"].values()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return set()  # there is none yet, or none any more
 
 
 def end_sessions(leaders: set[int], grace: float) -> None:
@@ -112,7 +125,7 @@ def main() -> None:
     leaders, files, grace, disarmed = watch(sys.stdin)
     if disarmed:
         return
-    for path in files:
+    for path in (path for pattern in files for path in glob.glob(pattern)):
         with contextlib.suppress(OSError):
             os.remove(path)
     end_sessions(leaders, grace)

@@ -327,6 +327,8 @@ class RankSetLauncher(LocalEngineSetLauncher):
             self._notice_engine_stopped(
                 {"identifier": launcher.identifier, "pid": launcher.pid, "exit_code": -SIGKILL}
             )
+        # Of processes that another one has started, too: what they leave behind is ours to end.
+        self.leaders |= {launcher.pid for launcher in old}
         for key in keys:
             self.start_rank(int(key))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Collection
 from threading import Event, Thread
 
@@ -12,6 +13,7 @@ from .client import RankClient
 from .errors import RankDied, WorldBroken
 
 INTERVAL = 0.25  # seconds between two looks
+LOOKS = 4  # in a row that must find a process stopped
 
 
 def runs(pid: int) -> bool:
@@ -27,7 +29,8 @@ def state(pid: int) -> str:
         return "gone"
     if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
         return "gone"
-    return "stopped" if status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP) else "running"
+    # A debugger's or a profiler's stop is another state, and passes.
+    return "stopped" if status == psutil.STATUS_STOPPED else "running"
 
 
 def watch_processes(controller: int, local: Collection[int], client: RankClient) -> None:
@@ -46,14 +49,17 @@ def watch_processes(controller: int, local: Collection[int], client: RankClient)
 
 
 def _watch(controller: int, local: Collection[int], reference: weakref.ref[RankClient]) -> None:
-    pause = Event()
+    pause, stopped = Event(), Counter[int]()
     while runs(controller):
         client = reference()
         if client is None or client.lost is not None:
             return
         for rank, pid in list(client.pids.items()):
             if rank in local:
-                _look_at(client, rank, pid)
+                found = state(pid)
+                stopped[pid] = stopped[pid] + 1 if found == "stopped" else 0
+                if found != "stopped" or stopped[pid] >= LOOKS:
+                    _tell(client, rank, pid, found)
         del client
         pause.wait(INTERVAL)
     if (left := reference()) is not None:
@@ -68,8 +74,7 @@ def _watch(controller: int, local: Collection[int], reference: weakref.ref[RankC
             left.on_controller_end()
 
 
-def _look_at(client: RankClient, rank: int, pid: int) -> None:
-    found = state(pid)
+def _tell(client: RankClient, rank: int, pid: int, found: str) -> None:
     if client.pids.get(rank) != pid:
         return  # replaced meanwhile
     if found == "running":
@@ -79,7 +84,7 @@ def _look_at(client: RankClient, rank: int, pid: int) -> None:
             rank,
             RankDied(
                 f"Rank {rank} is stopped.",
-                why=f"its process {pid} was sent SIGSTOP, or stands in a debugger",
+                why=f"its process {pid} was sent SIGSTOP",
                 do=f"kill -CONT {pid} lets it go on; a cell that needs it replaces it",
             ),
         )

@@ -11,6 +11,8 @@ cluster, and whoever comes second finds a world that is newer than the one that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from .client import Reply, raise_failure
 from .errors import MaclusterError, WorldBroken
 from .forming import Plan, form, gather
 from .hostfile import describe_ranks
+from .units import headline
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -28,8 +31,10 @@ if TYPE_CHECKING:
 
 PATIENCE = 2.0  # seconds that the main thread of a rank gets to come back after an abort
 ANSWER = 1.0  # seconds that a rank gets to answer from its control thread
-ATTEMPTS = 3  # at a new world, each with fresh processes for the ranks that did not make it
-SETUP_TIMEOUT = 120.0  # seconds for the cells that refill a rank
+# At a new world, each with fresh processes for the ranks that did not make it; the last for all.
+ATTEMPTS = 3
+SETUP_TIMEOUT = 120.0  # seconds for a cell that refills a rank
+RELOAD_TIMEOUT = 24 * 3600.0  # seconds; %cluster stop ends it
 
 
 @attrs.define
@@ -92,34 +97,37 @@ async def recover(
     states = await status(world)
     if not everyone and newer(world, states, seen):
         world.epoch = max(state["epoch"] for state in states.values())
+        world.client.pids = {rank: state["pid"] for rank, state in states.items()}
         return Recovery(world.epoch, by_others=True)
     backend = backends.get(world.backend)
     report = Recovery(max([seen, *(state["epoch"] for state in states.values())]) + 1)
-    held = await _held_models(world, states)
+    if not everyone:
+        # Kept until they are loaded again, in case this is broken off.
+        world.held |= await _held_models(world, states)
     world.phase = "aborting"
     lost = set(world.ranks)
-    if backend.rebuilds_in_place and not everyone:
+    in_place = backend.rebuilds_in_place and world.rebuilds
+    if in_place and not everyone:
         order = {"why": why, "patience": PATIENCE}
         answers = await _ask(world, "abort", order, states, PATIENCE + ANSWER)
         lost -= {rank for rank, answer in answers.items() if answer["vacant"]}
     world.phase = "rebuilding"
     facts: list[dict[str, Any]] = []
     for attempt in range(ATTEMPTS):
-        if lost:
-            report.restarted = sorted({*report.restarted, *lost})
         try:
             if lost:
                 await cluster.replace_ranks(sorted(lost))
             plan = Plan(cluster.hosts, backend, report.epoch + attempt, cluster.checked)
             facts = await form(world, plan)
-            world.joined(plan.epoch, facts)
+            world.epoch = plan.epoch
+            report.epoch = plan.epoch
             break
         except MaclusterError as error:
             if world.client.lost is not None:
                 raise world.client.lost from None
             # A rank that waits for one that is lost holds the interpreter: it cannot answer.
             lost = set(world.ranks) - set(await status(world))
-            if attempt == ATTEMPTS - 1 or not backend.rebuilds_in_place:
+            if attempt == ATTEMPTS - 2 or not in_place:
                 lost = set(world.ranks)
             if attempt == ATTEMPTS - 1:
                 world.phase = "broken"
@@ -129,9 +137,11 @@ async def recover(
                     do="%cluster restart tries again with fresh processes",
                 ) from error
     report.seconds = loop.time() - began
+    # Also those that an earlier attempt has started, which was broken off.
+    report.restarted = [rank for rank in world.ranks if facts[rank]["epoch"] == 0]
     _tell_losses(report, facts, world)
     world.phase = "ok"
-    await _refill(cluster, world, report, held)
+    await _refill(cluster, world, report)
     cluster.clear_leftovers()
     return report
 
@@ -139,18 +149,22 @@ async def recover(
 def _tell_losses(report: Recovery, facts: Sequence[Mapping[str, Any]], world: World) -> None:
     kept = [rank for rank in world.ranks if rank not in report.restarted]
     for key, text in (
-        ("pending", "had not been computed yet; it is gone, run its cell again"),
-        ("spoiled", "was being computed when the cell was ended; it holds NaN"),
+        ("pending", "had not been computed yet, and holds NaN: it was to come from the old world"),
+        ("spoiled", "holds NaN, perhaps because it was being computed when the cell was ended"),
     ):
         holders: dict[str, list[int]] = {}
         for rank in kept:
             for name in facts[rank][key]:
+                if key == "spoiled" and name in facts[rank]["pending"]:
+                    continue
                 holders.setdefault(name, []).append(rank)
-        report.notes += [f"`{name}` on {describe_ranks(r)} {text}." for name, r in holders.items()]
+        report.notes += [
+            f"`{name}` on {describe_ranks(ranks)} {text}." for name, ranks in holders.items()
+        ]
     if report.restarted and kept:
         report.notes.append(
             f"{describe_ranks(report.restarted)} started anew, with no variables; "
-            f"{describe_ranks(kept)} kept theirs."
+            f"{describe_ranks(kept)} kept {'its' if len(kept) == 1 else 'their'} variables."
         )
     elif report.restarted:
         report.notes.append("All ranks were started anew: their variables are gone.")
@@ -161,51 +175,59 @@ def _tell_losses(report: Recovery, facts: Sequence[Mapping[str, Any]], world: Wo
 
 async def _held_models(
     world: World, states: Mapping[int, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """The models that the first rank that answers holds; every rank holds its part of the same."""
-    answers = await _ask(world, "models", {}, list(states)[:1])
-    return [model for answer in answers.values() for model in answer["models"]]
+) -> dict[str, dict[str, Any]]:
+    """The models that the ranks hold, by name; every rank holds its part of the same."""
+    answers = await _ask(world, "models", {}, states)
+    return {model["name"]: model for answer in answers.values() for model in answer["models"]}
 
 
-async def _refill(
-    cluster: Cluster, world: World, report: Recovery, held: Sequence[dict[str, Any]]
-) -> None:
-    """Run the setup cells on the ranks that are new, and load their parts of the models again."""
+async def _refill(cluster: Cluster, world: World, report: Recovery) -> None:
+    """Load their parts of the models again on the ranks that are new, and run the setup cells."""
     fresh = report.restarted
     if not fresh:
+        world.held.clear()
         return
-    alone = set(fresh) != set(world.ranks)
+    if world.held:
+        listing = ", ".join(f"`{name}`" for name in world.held)
+        models = list(world.held.values())
+        futures = world.client.request(fresh, "call", {"name": "models.reload", "models": models})
+        try:
+            await gather(futures, RELOAD_TIMEOUT)
+        except MaclusterError as error:
+            report.notes.append(f"{listing} could not be loaded again: {error.what}")
+        else:
+            report.notes.append(f"{listing} was loaded again on {describe_ranks(fresh)}.")
+        world.held.clear()
     ran = 0
     for code in cluster.setup_cells:
-        content = {
-            "cell": f"setup-{report.epoch}-{ran}",
-            "code": code,
-            "execution_count": 0,
-            "solo": f"this setup cell runs on {describe_ranks(fresh)} only" if alone else "",
-        }
-        futures = world.client.request(fresh, "cell", content)
-        try:
-            for rank, reply in zip(fresh, await gather(futures, SETUP_TIMEOUT), strict=True):
-                if reply.content["status"] != "ok":
-                    raise WorldBroken(f"rank {rank}: {reply.content['ename']}")
-        except MaclusterError as error:
-            first = code.strip().splitlines()[0] if code.strip() else ""
-            report.notes.append(f"the setup cell `{first}` failed: {error.what}")
-        else:
-            ran += 1
+        ran += await _run_setup_cell(world, report, code)
     if ran:
         cells = "the setup cell" if ran == 1 else f"{ran} setup cells"
         report.notes.append(f"{cells} ran again on {describe_ranks(fresh)}.")
-    there = await _ask(world, "models", {}, fresh[:1])
-    names = {model["name"] for answer in there.values() for model in answer["models"]}
-    missing = [model for model in held if model["name"] not in names]
-    if not missing:
-        return
-    listing = ", ".join(f"`{model['name']}`" for model in missing)
-    futures = world.client.request(fresh, "call", {"name": "models.reload", "models": missing})
+    # What ran on the new ranks alone may have drawn random numbers.
+    again = {"name": "world.seed", "seed": report.epoch - 1}
+    with contextlib.suppress(MaclusterError):
+        await gather(world.client.request(fresh, "call", again))
+
+
+async def _run_setup_cell(world: World, report: Recovery, code: str) -> bool:
+    """Run a cell on the ranks that are new. True when it ran well on all of them."""
+    fresh = report.restarted
+    alone = set(fresh) != set(world.ranks)
+    content = {
+        "cell": uuid.uuid4().hex,
+        "code": code,
+        "execution_count": 0,
+        "number": 0,
+        "settled": world.cells_sent,
+        "solo": f"this setup cell runs on {describe_ranks(fresh)} only" if alone else "",
+    }
+    futures = world.client.request(fresh, "cell", content)
     try:
-        await gather(futures, timeout=24 * 3600)
+        await gather(futures, SETUP_TIMEOUT)
     except MaclusterError as error:
-        report.notes.append(f"{listing} could not be loaded again: {error.what}")
-    else:
-        report.notes.append(f"{listing} was loaded again on {describe_ranks(fresh)}.")
+        report.notes.append(f"the setup cell `{headline(code)}` failed: {error.what}")
+        # One that did not end in time must not go on behind the next cell's back.
+        await _ask(world, "interrupt", {"cell": content["cell"], "how": "now"}, fresh)
+        return False
+    return True

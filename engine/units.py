@@ -9,3 +9,9 @@ def bytes_text(count: float) -> str:
         if count >= 0.99995 * scale:
             return f"{count / scale:.1f} {unit}"
     return f"{count:.0f} B"
+
+
+def headline(code: str) -> str:
+    """The first line of a cell that says what it does."""
+    lines = (line.strip() for line in code.splitlines())
+    return next((line for line in lines if line and not line.startswith("#")), "")[:40]

@@ -39,26 +39,31 @@ def timeout_error(cell: Cell, timeout: float, late: Sequence[int]) -> CellTimeou
     """For a cell that was stopped because `late` had not ended in time."""
     return CellTimeout(
         f"The cell was stopped after {timeout:g} s: {describe_ranks(late)} had not ended.",
-        why="\n".join(["it ran longer than its timeout", *cell.notes]),
+        why="\n".join(
+            dict.fromkeys(["it ran longer than its timeout", *_stood(cell), *cell.notes])
+        ),
         do="raise --timeout, or leave it out to let the cell run as long as it needs",
     )
 
 
 def _ended(cell: Cell, first: RankRun) -> CellError:
     """For a cell that no rank of its own made fail."""
+    name = "KeyboardInterrupt" if cell.cancelled else "CellCancelled"
+    return CellCancelled.named(name)(
+        "The cell was ended.",
+        why="\n".join(dict.fromkeys([first.freed, *_stood(cell), *cell.notes])),
+        rank=first.rank,
+        ename=name,
+    )
+
+
+def _stood(cell: Cell) -> list[str]:
+    """Where the ranks were interrupted. They may have moved on since somebody looked."""
     places: dict[str, list[int]] = {}
     for run in cell.runs.values():
         if run.status == "error" and run.place:
             places.setdefault(run.place, []).append(run.rank)
-    stood = [f"{describe_ranks(ranks)} stood at {place}." for place, ranks in places.items()]
-    name = "KeyboardInterrupt" if cell.cancelled else "CellCancelled"
-    return CellCancelled.named(name)(
-        "The cell was ended.",
-        # A rank may have moved on after it was looked at, and be told twice.
-        why="\n".join(dict.fromkeys([first.freed, *stood, *cell.notes])),
-        rank=first.rank,
-        ename=name,
-    )
+    return [f"{describe_ranks(ranks)} stood at {place}." for place, ranks in places.items()]
 
 
 def _death(cell: Cell, first: RankRun) -> CellError:
@@ -105,7 +110,10 @@ def _story(cell: Cell, first: RankRun) -> list[str]:
     lines += [
         f"rank {run.rank} died, too: {run.obituary or 'its process ended'}"
         for run in cell.runs.values()
-        if run is not first and run.status == "died" and not cell.is_consequence(run)
+        if run is not first
+        and run.status == "died"
+        and run.death is not first.death
+        and not cell.is_consequence(run)
     ]
     well = [run.rank for run in cell.runs.values() if run.status == "ok"]
     if well:

@@ -11,6 +11,7 @@ import attrs
 from .hostfile import describe_ranks
 
 STILL = 2.0  # seconds without any movement after which a rank counts as waiting
+LONG = 10.0  # the same when all ranks stand still: they may compute, or wait for each other
 
 
 @attrs.frozen
@@ -50,8 +51,12 @@ class Watch:
         if ended and stuck and len(stuck) == len(running):
             seconds = min(still[rank] for rank in stuck)
             places = _places(stuck, where)
-            text = f"{_listing(places)} ({seconds:.0f} s); {describe_ranks(ended)} ended the cell."
+            text = f"{_listing(places)} ({seconds:.0f} s); {describe_ranks(ended)} ended the cell"
             return Finding(text, places=places)
+        if running and all(still.get(rank, 0.0) >= LONG for rank in running):
+            places = _places(running, where)
+            seconds = min(still[rank] for rank in running)
+            return Finding(f"{_listing(places)}, without a move for {seconds:.0f} s", places=places)
         return Finding()
 
     def _ahead(
@@ -76,7 +81,8 @@ class Watch:
             reasons.append(f"the cell does not run on {describe_ranks(outside)}")
         text = f"{_listing(places)}, waiting for the others ({seconds:.0f} s): {'; '.join(reasons)}"
         # The neighbour's data lies there unread: a proof, on a ring.
-        deadlock = not late and any(where[rank]["unread"] for rank in ended)
+        all_wait = set(running) <= set(ahead)
+        deadlock = all_wait and any(where[rank]["unread"] for rank in ended)
         return Finding(text, deadlock, places)
 
 

@@ -29,6 +29,8 @@ class Wire:
         self._on_message = on_message
         self._loop: asyncio.AbstractEventLoop = stream.io_loop.asyncio_loop
         stream.io_loop.remove_handler(self._socket)
+        # The stream's own sends can use up an edge as well, see `send`.
+        stream.on_send(lambda *_: self._loop.call_soon(self._drain))
         self._loop.add_reader(self._socket.FD, self._drain)
         self._loop.call_soon(self._drain)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Any
 
-from .cell import RETURN, Cell, OnOutput
+from .cell import LOOK, RETURN, Cell, OnOutput
 from .client import RankClient, Reply, raise_failure
 from .errors import MaclusterError, WorldError
 from .hostfile import describe_ranks
@@ -32,8 +33,10 @@ class World:
         self.epoch = 0  # counts the worlds of this cluster; a failure may begin a new one
         self.phase = "ok"
         self.notices: list[str] = []  # what happened while no cell ran, for whoever looks next
-        self._started: dict[int, int] = {}  # collectives, by rank, in this epoch
         self._cells: weakref.WeakSet[Cell] = weakref.WeakSet()
+        self._count = 0  # of cells that were sent from here
+        self.held: dict[str, dict[str, Any]] = {}  # models that new ranks have yet to be given
+        self.rebuilds = True  # whether MLX lets a process leave its world and join another
 
     def __repr__(self) -> str:
         return f"<World {self.cluster.name}: {self.size} ranks, {self.backend}, {self.state}>"
@@ -69,9 +72,14 @@ class World:
         return f"{describe_ranks(self.dead)} died" if self.dead else "ok"
 
     @property
+    def cells_sent(self) -> int:
+        """How many cells were sent from here."""
+        return self._count
+
+    @property
     def busy(self) -> bool:
-        """True while a cell that was sent from here runs."""
-        return any(not cell.done for cell in list(self._cells))
+        """True while a cell that was sent from here runs, or its failure is dealt with."""
+        return any(not cell.settled for cell in list(self._cells))
 
     # -- cells -------------------------------------------------------------------------------
 
@@ -92,10 +100,11 @@ class World:
         """
         if self.client.lost is not None:
             raise self.client.lost
-        if self.dead or self.phase != "ok":
-            self.recover("a rank had died")
+        self._mend()
         chosen = self.ranks if ranks is None else list(ranks)
         cell = Cell(self, code, chosen)
+        self._count += 1
+        cell.number = self._count
         self.last_cell = cell
         self._cells.add(cell)
 
@@ -109,11 +118,29 @@ class World:
             "code": code,
             "execution_count": execution_count,
             "checked": checked,
+            # A rank on which a cell has failed runs no later one until that failure is dealt with.
+            "number": cell.number,
+            "settled": self._settled_before(cell.number),
         }
         futures = self.client.request(chosen, "cell", content, on_output=keep)
         for rank, future in zip(chosen, futures, strict=True):
             cell.follow(rank, future)
         return cell
+
+    def _mend(self) -> None:
+        """Before anything is sent: deal with failures that nobody has waited for."""
+        if self.client.lost is not None:
+            return
+        for cell in list(self._cells):
+            if cell.done and not cell.settled:
+                cell.wait(0)
+        if self.dead or self.phase != "ok":
+            self.notices += self.recover("a rank had died").notes
+
+    def _settled_before(self, number: int) -> int:
+        """The number of the last cell before which all are dealt with."""
+        open_cells = [each.number for each in list(self._cells) if not each.settled]
+        return min([number, *open_cells]) - 1
 
     def call(
         self,
@@ -130,16 +157,33 @@ class World:
         Raises the error that a rank raised, or WorldError when it takes longer than `timeout`. An
         interrupt ends the call on the ranks, too; when they do not react, the world is given up.
         """
-        if self.client.lost is None and (self.dead or self.phase != "ok"):
-            self.recover("a rank had died")
+        self._mend()
         futures = self.send_call(name, content, ranks=ranks, buffers=buffers, each=each)
         try:
-            return [self._outcome(name, future, timeout) for future in futures]
+            self._wait_for_call(futures, timeout)
+            return [self._outcome(name, future, 0 if timeout else timeout) for future in futures]
         except KeyboardInterrupt:
             self.signal("SIGINT", self.ranks if ranks is None else ranks)
             if wait(futures, RETURN).not_done:
                 self.recover("a call did not react to an interrupt")
             raise
+
+    def _wait_for_call(self, futures: Sequence[Future[Reply]], timeout: float | None) -> None:
+        """Until all have answered; but not for ever after one of them has failed."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        failed_at: float | None = None
+        pending: set[Future[Reply]] = set(futures)
+        while pending:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                return
+            if failed_at is not None and now >= failed_at + RETURN:
+                self.recover("a call had failed on another rank")
+                return
+            done, pending = wait(pending, LOOK, return_when=FIRST_COMPLETED)
+            # A rank may wait for one that is dead, and was not asked.
+            if failed_at is None and (self.dead or any(_failed(future) for future in done)):
+                failed_at = time.monotonic()
 
     def send_call(
         self,
@@ -247,39 +291,41 @@ class World:
         )
         return report
 
-    def joined(self, epoch: int, facts: Sequence[Mapping[str, Any]]) -> None:
-        """A new world has formed, and its ranks said what they are."""
-        self.epoch = epoch
-        self._started = dict.fromkeys(self.ranks, 0)
+    def know(self, facts: Sequence[Mapping[str, Any]]) -> None:
+        """The ranks said what they are, before they form a world."""
+        self.rebuilds = all(fact["rebuilds"] for fact in facts)
         self.client.pids = {rank: fact["pid"] for rank, fact in enumerate(facts)}
 
     def learn(self) -> None:
         """Find out what a process that connects cannot know."""
         answers = self.ask_all("status", timeout=ASK_TIMEOUT)
         self.epoch = max((answer["epoch"] for answer in answers.values()), default=0)
-        self._started = {rank: answer["started"] for rank, answer in answers.items()}
         self.client.pids = {rank: answer["pid"] for rank, answer in answers.items()}
 
     # -- keeping in step -----------------------------------------------------------------------
 
-    def note_started(self, rank: int, epoch: int, started: int) -> None:
-        """A cell has ended on a rank, which has started so many collectives in that epoch."""
-        if epoch > self.epoch:
-            self.epoch, self._started = epoch, {}
-        if epoch == self.epoch:
-            self._started[rank] = started
+    def note_epoch(self, epoch: int) -> None:
+        """A cell has ended in that world, which another user of the cluster may have formed."""
+        self.epoch = max(self.epoch, epoch)
 
     def out_of_step(self) -> str:
         """Why the next collective could go wrong, or "": for after a cell that has failed."""
         if self.dead:
             return f"{describe_ranks(self.dead)} died"
-        if len(set(self._started.values())) > 1:
-            return "the ranks had started different numbers of collectives"
         states = self.ask_all("status")
         if any(state["broken"] for state in states.values()):
             return "the world had been given up"
         if all(not state["busy"] for state in states.values()):
+            if len({state["started"] for state in states.values()}) > 1:
+                return "the ranks had started different numbers of collectives"
             holders = [rank for rank, state in states.items() if state["unread"]]
             if holders:
                 return f"data that nobody had asked for was left on {describe_ranks(holders)}"
         return ""
+
+
+def _failed(future: Future[Reply]) -> bool:
+    """True when a rank has died, or has answered with an error."""
+    if future.exception() is not None:
+        return True
+    return future.result().content.get("status") == "error"

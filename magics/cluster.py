@@ -200,7 +200,7 @@ class ClusterMagics(Magics):
 
     def _stop(self, options: Any) -> None:
         cluster, _ = self.session.running
-        foreign = cluster.owner_pid != os.getpid() and not cluster.keep
+        foreign = cluster.owner_pid != os.getpid()
         if foreign and runs(cluster.owner_pid) and not options.force:
             raise UsageError(
                 f"The cluster {cluster.name!r} was started by another notebook "

@@ -18,6 +18,7 @@ from IPython.core.magic import (
 from ..engine.cell import Cell
 from ..engine.errors import UsageError
 from ..engine.hostfile import parse_ranks
+from ..engine.verdict import error_of
 from . import relay
 from .arguments import WORD, Arguments
 from .session import Session
@@ -95,8 +96,10 @@ class Handle:
         return self.cell.runs[self.shown_rank if rank is None else rank].text()
 
     def show(self, group_outputs: str = "engine") -> None:
-        """Show the output so far of every rank, grouped by engine, type or order."""
+        """Show the output so far of every rank, by engine, type or order, and how it failed."""
         relay.show_grouped(self.cell, group_outputs)
+        if self.cell.settled and (error := error_of(self.cell)) is not None:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
 
     def result(self, timeout: float | None = None) -> Handle:
         """Wait, and raise the cell's error if it failed."""
@@ -151,6 +154,12 @@ class DistributedMagics(Magics):
                 why="-o binds the cell's handle to a Python name",
                 do="for example: -o run",
             )
+        if options.on_start and not options.block:
+            raise UsageError(
+                "--on-start and --noblock do not go together.",
+                why="a cell is remembered for new ranks once it has ended well",
+                do="leave --noblock out",
+            )
         shown = ranks[0]
         live = options.block and not options.group_outputs
         show = relay.Relay(shell, shown) if live else None
@@ -159,12 +168,10 @@ class DistributedMagics(Magics):
             show.pause()
         # The number that the notebook shows for this cell; `execution_count` is ahead of it.
         number = shell.displayhook.prompt_count
-        relay.show_notices(world)
         cell = world.run(
             code, ranks, execution_count=number, checked=options.checked, on_output=show
         )
-        if options.on_start:
-            self.session.running[0].add_setup_cell(code)
+        relay.show_notices(world)
         if options.block:
             cell.on_wait = relay.WaitLine()
         handle = Handle(cell, shown)
@@ -191,6 +198,8 @@ class DistributedMagics(Magics):
         if late:
             raise cell.timeout_error(options.timeout, late)
         cell.check()
+        if options.on_start:
+            self.session.running[0].add_setup_cell_sync(code)
         if here is not None:
             here.raise_error()
         return None

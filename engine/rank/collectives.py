@@ -94,6 +94,7 @@ class Collectives:
         self._stream: Any = None
         self._backend = ""
         self._thread = 0
+        self._traces = 0  # functions that `mx.compile` is tracing
         self._original: dict[str, Callable[..., Any]] = {}
         self.group = WorldGroup(self)
         self.lifeline: Lifeline | None = None  # of a world that can be given up in place
@@ -137,11 +138,21 @@ class Collectives:
         """Forget MLX's group, so that it closes."""
         self._group = None
 
+    @property
+    def given_up(self) -> bool:
+        """True while this rank is in no world."""
+        return self.broken is not None
+
     def native(self) -> Any:
         """MLX's group of the world. Raises WorldBroken."""
-        if self.broken is not None:
-            raise self.broken
+        self.require_world()
         return self._group
+
+    def require_world(self) -> None:
+        """Raise WorldBroken when this rank is in no world."""
+        if (why := self.broken) is not None:
+            # A new one each time: its traceback would hold on to everything it came through.
+            raise type(why)(why.what, why=why.why, do=why.do)
 
     # -- in the place of MLX's functions -----------------------------------------------------
 
@@ -154,7 +165,16 @@ class Collectives:
         return self._original["init"](strict, backend, all_gather_factory=all_gather_factory)
 
     def _compile(self, fun: Callable[..., Any], *args: Any, **options: Any) -> Callable[..., Any]:
-        return Compiled(self, functools.partial(self._original["compile"], fun, *args, **options))
+        def traced(*values: Any, **named: Any) -> Any:
+            # Ranks may trace at different times: what is started here is no collective yet.
+            self._traces += 1
+            try:
+                return fun(*values, **named)
+            finally:
+                self._traces -= 1
+
+        compiler = self._original["compile"]
+        return Compiled(self, functools.partial(compiler, traced, *args, **options))
 
     def _guarded(self, name: str) -> Callable[..., Any]:
         original = self._original[name]
@@ -168,12 +188,17 @@ class Collectives:
                 return original(*args, group=group, stream=stream, **options)
             native = ours.native
             self._admit(name)
-            if ours.is_world:
-                if self.checked:
-                    self._check(name, args, options)
-                if together:
-                    self.started += 1
-            return original(*args, group=native, stream=self._stream or stream, **options)
+            checked = self.checked and ours.is_world and not self._traces
+            if together and ours.is_world and not self._traces:
+                # Before the check, which is a collective itself: others see that this rank waits.
+                self.started += 1
+            if checked:
+                self._check(name, args, options)
+            result = original(*args, group=native, stream=self._stream or stream, **options)
+            if checked:
+                # In the order in which they were compared.
+                self._evaluate(result)
+            return result
 
         return collective
 
@@ -200,7 +225,7 @@ class Collectives:
 
         Raises CollectiveMismatch, on every rank that is part of it, before any data has moved.
         """
-        mine = f"{self.started + 1}|{_signature(name, args, options)}|{self._place()}"
+        mine = f"{self.started}|{_signature(name, args, options)}|{self._place()}"
         record = mine.encode()[:RECORD].ljust(RECORD)
         if name in TOGETHER:
             for rank, theirs in enumerate(self._exchange(record)):
@@ -233,6 +258,11 @@ class Collectives:
             do="make every rank run the same collectives with the same shapes and types in the "
             "same order",
         )
+
+    def _evaluate(self, result: Any) -> None:
+        import mlx.core as mx
+
+        mx.eval(result)
 
     def _exchange(self, record: bytes) -> list[bytes]:
         import mlx.core as mx

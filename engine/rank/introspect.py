@@ -133,5 +133,5 @@ def interrupt(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryv
         else:
             turnstile.release()
             if how == "now":
-                main.interrupt(main.work)
+                main.interrupt_cell(content["cell"])
     return {"stage": stage, "begun": begun, "pace": turnstile.pace}, ()

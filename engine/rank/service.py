@@ -39,6 +39,7 @@ Handler = Callable[[Any, Mapping[str, Any], Sequence[memoryview]], Any]
 CALLS: dict[str, Handler] = {
     "world.prepare": world.prepare,
     "world.form": world.form,
+    "world.seed": world.seed,
     "data.measure": data.measure,
     "data.push": data.push,
     "data.settle": data.settle,
@@ -59,6 +60,10 @@ QUESTIONS: dict[str, Handler] = {
 }
 
 
+# What C++ libraries say when MLX looks for a socket of a ring that it has closed.
+NO_SUCH_SOCKET = ("_Map_base::at", "unordered_map::at: key not found", "map::at:  key not found")
+
+
 class Service:
     """Takes macluster's requests out of a rank's kernel and answers them.
 
@@ -71,6 +76,8 @@ class Service:
         self.kernel = kernel
         self._sent: Counter[str] = Counter()
         self._counting = threading.Lock()
+        # For each client, the number of the last of its cells that failed here.
+        self._failed: dict[str, int] = {}
         # One context for all cells, so that a ContextVar set in one is seen by the next.
         self._context = contextvars.copy_context()
         self._pass_on: Callable[[list[Any]], Any] = kernel.shell_stream._recv_callback
@@ -118,6 +125,8 @@ class Service:
                 content = _failure(error)
             self.main.rest()
             if cell is not None:
+                if content["status"] != "ok":
+                    self._failed[parent["header"]["session"]] = parent["content"]["number"]
                 # What the one who sent the cell needs to know whether the world is still in step.
                 content["started"] = collectives.started
                 content["started_here"] = collectives.started - started
@@ -132,8 +141,11 @@ class Service:
         if "call" in parent["header"]["msg_type"]:
             answer, buffers = self._handle(CALLS, parent)
             return {"status": "ok", **answer}, buffers
-        if collectives.broken is not None:
-            raise collectives.broken
+        collectives.require_world()
+        session, failed = parent["header"]["session"], self._failed
+        if failed.get(session, -1) > content["settled"]:
+            # The others may still be in the cell that failed: this one's collectives would meet it.
+            raise asyncio.CancelledError("not run: a cell before it failed on this rank")
         work, started = self.main.work, time.perf_counter()
         collectives.checked = content.get("checked") or collectives.always_checked
         collectives.solo = content.get("solo", "")
@@ -141,8 +153,12 @@ class Service:
             reply = await cells.run(self.kernel.shell, content)
         finally:
             collectives.checked, collectives.solo = False, ""
-        if work is not None and self.main.stale is work:
+        used_stale = work is not None and self.main.stale is work
+        if used_stale or reply.get("evalue") in NO_SUCH_SOCKET:
             raise stale_use()
+        if collectives.given_up and reply["status"] == "ok":
+            # It was freed a moment before the interrupt came, and has worked with NaN.
+            raise KeyboardInterrupt
         return {**reply, "elapsed": time.perf_counter() - started}, ()
 
     async def on_ask(self, stream: Any, ident: list[bytes], parent: Message) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from ipykernel.iostream import OutStream
 
 CHUNK = 2**16  # bytes
+LIMIT = 2**20  # bytes; a pipe holds much less
 
 
 class RankStream(OutStream):
@@ -38,13 +39,16 @@ class RankStream(OutStream):
             super().flush()  # type: ignore[no-untyped-call]
 
     def drain(self) -> bool:
-        """Take over what the pipe holds. False when nobody can write to it any more."""
+        """Take over what the pipe holds. False when nobody can write to it any more.
+
+        At most LIMIT: a child that goes on writing must not keep a request from ending.
+        """
         pipe: int | None = getattr(self, "_fid", None)
         if pipe is None:
             return False
         # Under the lock, so that whoever comes second finds what was read written already.
         with self._draining:
-            while True:
+            for _ in range(LIMIT // CHUNK):
                 try:
                     data = os.read(pipe, CHUNK)
                 except BlockingIOError:
@@ -53,6 +57,7 @@ class RankStream(OutStream):
                     return False
                 self.write(self._decoder.decode(data))
                 os.write(self._original_stdstream_copy or 2, data)
+        return True
 
     def _watch_pipe_fd(self) -> None:
         # In place of ipykernel's, which blocks in a read that nobody can wait for.

@@ -32,7 +32,6 @@ class Work:
     cell: str | None
     task: asyncio.Task[Any] | None
     began: float = attrs.field(factory=time.monotonic)
-    names: Mapping[str, int] = attrs.field(factory=dict)  # the cell's names before it, with ids
 
 
 class MainThread:
@@ -62,8 +61,7 @@ class MainThread:
 
         Raises CancelledError for a cell that was forgotten before its turn.
         """
-        names = {name: id(value) for name, value in self.shell.user_ns.items()} if cell else {}
-        work = Work(cell, asyncio.current_task(), names=names)
+        work = Work(cell, asyncio.current_task())
         with self._looking:
             if cell in self._forgotten:
                 self._forgotten.discard(cell)
@@ -109,18 +107,28 @@ class MainThread:
             self._forgotten.add(cell)
             return "waiting"
 
+    def interrupt_cell(self, cell: str) -> None:
+        """Interrupt the work of now if it is this cell."""
+        work = self.work
+        if work is not None and work.cell == cell:
+            self.interrupt(work)
+
     def interrupt(self, work: Work | None) -> None:
         """Interrupt `work` if it still runs."""
         if work is not None and self.work is work:
             # To the thread itself, so that a blocking system call there returns.
             signal.pthread_kill(self._ident, signal.SIGINT)
 
+    def end_work(self) -> None:
+        """Interrupt the work of now for good: see `vacate`."""
+        self.interrupted = self.work or self.interrupted
+        self.interrupt(self.work)
+
     async def vacate(self, patience: float) -> bool:
         """Interrupt the work of now until it ends, for `patience` seconds. True when it has."""
         work = self.work
-        self.interrupted = work or self.interrupted
         now = time.monotonic()
-        deadline, nudge = now + patience, now
+        deadline, nudge = now + patience, now + NUDGE
         while work is not None and self.work is work:
             now = time.monotonic()
             if now > deadline:

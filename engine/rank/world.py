@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import io
 import os
 import platform
 import random
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WorldBroken, WorldError
+from . import stale
 from .collectives import collectives
 from .lifeline import Lifeline
 
@@ -34,8 +34,8 @@ def prepare(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryvie
     """Leave the old world, reserve a free port on each of `content["ips"]`, and say what this is.
 
     Returns facts about the process, and the names whose values went with the old world: `pending`
-    were to be computed with a collective of it and are unbound now, `spoiled` were being computed
-    when the cell was ended and hold NaN.
+    were to be computed with a collective of it, `spoiled` were being computed when the cell was
+    ended. Both hold NaN now, or arbitrary numbers if they are integers.
     """
     import mlx.core as mx
 
@@ -68,6 +68,7 @@ def prepare(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryvie
         "epoch": collectives.epoch,
         "pending": pending,
         "spoiled": spoiled,
+        "rebuilds": can_rebuild(),
     }, ()
 
 
@@ -119,10 +120,17 @@ def form(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview])
         _seed_namespace(kernel.shell, rank, size)
     collectives.join(group, content["epoch"], content["backend"])
     collectives.always_checked = content["checked"]
-    # Every rank draws the same numbers until a cell says otherwise: sampled tokens must agree.
-    random.seed(content["epoch"] - 1)
-    mx.random.seed(content["epoch"] - 1)
+    seed(kernel, {"seed": content["epoch"] - 1}, ())
     return {"rank": rank, "size": size, "sum": total.tolist()}, ()
+
+
+def seed(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
+    """Every rank draws the same numbers until a cell says otherwise: sampled tokens must agree."""
+    import mlx.core as mx
+
+    random.seed(content["seed"])
+    mx.random.seed(content["seed"])
+    return {}, ()
 
 
 async def abort(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
@@ -138,6 +146,8 @@ async def abort(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memor
             do="wait until %cluster status says that the world is ok, and run the cell again",
         )
     )
+    # First, so that the interrupt is there when the main thread comes back from its collective.
+    kernel.macluster.end_work()
     if collectives.lifeline is not None:
         collectives.lifeline.cut()
     return {"vacant": await kernel.macluster.vacate(content["patience"])}, ()
@@ -156,11 +166,14 @@ def can_rebuild() -> bool:
 def _leave(kernel: Any) -> tuple[list[str], list[str]]:
     """Drop the old world: MLX's group, its sockets, and what was yet to be computed with it."""
     collectives.part(collectives.broken or WorldBroken("This rank has left its world."))
-    pending = _unbind_pending(kernel.shell.user_ns)
-    spoiled = _spoiled(kernel)
+    pending, spoiled = [], []
+    if collectives.lifeline is not None:
+        # What is evaluated from here on gets NaN in place of the others' data.
+        collectives.lifeline.cut()
+        pending = stale.settle(kernel.shell.user_ns)
+        spoiled = stale.spoiled(kernel)
     collectives.drop()
     if collectives.lifeline is not None:
-        collectives.lifeline.cut()
         collectives.lifeline.retire()
         collectives.lifeline = None
     gc.collect()
@@ -175,47 +188,11 @@ def _libmlx() -> ctypes.CDLL:
     return ctypes.CDLL(str(Path(mx.__file__).parent / "lib" / f"libmlx.{suffix}"))
 
 
-_COLLECTIVE_NODES = ("AllReduce", "AllGather", "ReduceScatter", "Send", "Recv")
-
-
-def _unbind_pending(namespace: dict[str, Any]) -> list[str]:
-    """Unbind the arrays whose value was to come from a collective of the old world."""
-    import mlx.core as mx
-
-    found = []
-    for name, value in list(namespace.items()):
-        if isinstance(value, mx.array):
-            graph = io.StringIO()
-            mx.export_to_dot(graph, value)
-            if any(node in graph.getvalue() for node in _COLLECTIVE_NODES):
-                found.append(name)
-                del namespace[name]
-    return [name for name in found if not name.startswith("_")]
-
-
-def _spoiled(kernel: Any) -> list[str]:
-    """The arrays that the cell which was ended has bound, and that hold NaN."""
-    import mlx.core as mx
-
-    work = kernel.macluster.interrupted
-    kernel.macluster.interrupted = None
-    if work is None:
-        return []
-    return [
-        name
-        for name, value in kernel.shell.user_ns.items()
-        if isinstance(value, mx.array)
-        and not name.startswith("_")
-        and work.names.get(name) != id(value)
-        and mx.issubdtype(value.dtype, mx.inexact)
-        and mx.isnan(value).any().item()
-    ]
-
-
 def _stale_use(kernel: Any) -> None:
     """MLX sends on the sockets of a world that was given up."""
     work = kernel.macluster.work
-    if work is not None and kernel.macluster.stale is not work:
+    # What `settle` computes on purpose arrives late, too; that is no cell.
+    if work is not None and work.cell is not None and kernel.macluster.stale is not work:
         kernel.macluster.stale = work
         kernel.macluster.interrupt(work)
 
