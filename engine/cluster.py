@@ -532,7 +532,8 @@ class Cluster(ipyparallel.Cluster):
             with contextlib.suppress(MaclusterError, OSError):
                 async with self._exclusive():
                     self._adopt_from_file()
-                    if rank not in world.dead:
+                    launcher = self.engine_set.launchers.get(str(rank))
+                    if rank not in world.dead or (launcher is not None and runs(launcher.pid)):
                         return  # somebody else was faster
                     await self.engine_set.replace([rank], [])
                     self.update_cluster_file()

@@ -92,8 +92,9 @@ def form(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview])
     init = collectives.original("init")
     with _files(content["files"]):
         if size == 1 and content["backend"] == "ring":
-            # MLX's ring has no world of one; its default group is exactly that.
-            group = init()
+            # MLX's ring has no world of one; when it is not forced, it gives exactly that. Without
+            # a name MLX would go on to MPI, which starts a daemon of its own.
+            group = init(backend="ring")
         else:
             group = init(strict=True, backend=content["backend"])
     if (group.rank(), group.size()) != (rank, size):
