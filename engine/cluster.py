@@ -545,11 +545,11 @@ class Cluster(ipyparallel.Cluster):
                 world.notices += [f"Rank {rank} died while it was idle: {cause}.", *report.notes]
 
     def _was_stopped(self) -> bool:
-        """True when another process has ended the cluster: its files are gone."""
+        """True when the cluster was ended: its files are gone, and so is the lock now."""
         if Path(self.cluster_file).exists():
             return False
         with contextlib.suppress(OSError):
-            os.remove(self._lock_file)  # made again by looking
+            os.remove(self._lock_file)
         return True
 
     @contextlib.asynccontextmanager
@@ -573,6 +573,7 @@ class Cluster(ipyparallel.Cluster):
             yield
         finally:
             os.close(lock)
+            self._was_stopped()  # then the lock goes, too
 
     @property
     def _lock_file(self) -> str:

@@ -198,8 +198,8 @@ def test_stacks_and_abort_from_a_terminal_while_a_cell_runs(world: macluster.Wor
         cell.result(PATIENCE)
     assert "`macluster abort` ended it" in caught.value.why
     assert "rank 1 stood at line 3: `threading.Event().wait()`" in caught.value.why
-    assert world.epoch == epoch + 1
     assert texts(world, "print(kept)") == ["0", "1"]
+    assert world.epoch == epoch + 1
     assert works(world)
 
 
