@@ -131,6 +131,7 @@ class Cluster(ipyparallel.Cluster):
         self._guardian: Guardian | None = None
         self._turn = asyncio.Lock()  # start, stop and recover take turns
         self._clearing: asyncio.Task[None] | None = None
+        self._listed = hosts is None  # its file was written, or it was made from that
         self._unlisted = False  # its files are gone, and its name is free
         if hosts is not None:
             hostfile = as_hostfile(hosts)
@@ -715,9 +716,9 @@ class Cluster(ipyparallel.Cluster):
 
     def write_cluster_file(self) -> None:
         """Write the cluster file as a whole, readable by its owner only: it holds `user_env`."""
-        if self._unlisted:
-            return  # ipyparallel writes it whenever something ends
         path = Path(self.cluster_file)
+        if self._unlisted or (self._listed and not path.exists()):
+            return  # ipyparallel writes it whenever something ends, also after a stop elsewhere
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
         try:
@@ -770,9 +771,10 @@ class Cluster(ipyparallel.Cluster):
             if _alive(Path(self.cluster_file)):
                 return False
             self._remove_files()
-            self._unlisted = False
+            self._listed = self._unlisted = False
             self.owner_pid = os.getpid()
             self.write_cluster_file()
+            self._listed = True
             return True
 
     def last_words(self, rank: int) -> str:
