@@ -20,6 +20,7 @@ import macluster
 from macluster.engine import cluster as cluster_module
 from macluster.engine import forming
 from macluster.engine.hostfile import describe_ranks
+from macluster.engine.processes import runs
 from tests.cluster.faults import (
     EXCEPTION,
     EXIT,
@@ -123,30 +124,41 @@ def wait_until_inside(
     until(inside, f"ranks {ranks} are inside the collective", cell.wait)
 
 
+def wait_for(gate: Path) -> str:
+    """A line of a block, which ends once the file is there."""
+    return f"    while not os.path.exists({str(gate)!r}): threading.Event().wait(0.005)"
+
+
 @spread(1)
 def test_a_fault_while_ranks_are_inside_a_collective(
     patients: Patients, size: int, fault: Fault, tmp_path: Path
 ) -> None:
     patient, culprit = patients(size), culprit_of(size, fault)
-    gate = tmp_path / "gate"
-    wait = f"    while not os.path.exists({str(gate)!r}): threading.Event().wait(0.005)"
+    # The fault strikes at the first gate. Rank 0 follows the others at the second.
+    strike, follow = tmp_path / "strike", tmp_path / "follow"
     hit_inside = fault.kills or fault is INTERRUPT
     late = 0 if hit_inside else culprit
     if fault.signal:
-        lines = ["if rank == 0:", wait, SUM]
+        lines = ["if rank == 0:", wait_for(follow), SUM]
     elif hit_inside:
         # Another thread of the culprit, whose main thread is in the collective.
-        lines = ["def hit():", wait, f"    {fault.code}", f"if rank == {culprit}:"]
-        lines += ["    threading.Thread(target=hit).start()", "if rank == 0:", wait, SUM]
+        lines = ["def hit():", wait_for(strike), f"    {fault.code}", f"if rank == {culprit}:"]
+        lines += ["    threading.Thread(target=hit).start()"]
+        lines += ["if rank == 0:", wait_for(follow), SUM]
     else:
-        lines = [f"if rank == {culprit}:", wait, f"    {fault.code}"]
+        lines = [f"if rank == {culprit}:", wait_for(strike), f"    {fault.code}"]
         lines += [f"if rank != {culprit}:", f"    {SUM}"] if fault is SKIP else [SUM]
     before = patient.world.ask("where")["started"]
     cell = patient.world.run(code_of(*lines))
     wait_until_inside(patient, cell, [rank for rank in range(size) if rank != late], before)
+    pid = patient.world.client.pids[culprit]
+    strike.touch()
     if fault.signal:
-        os.kill(patient.world.client.pids[culprit], fault.signal)
-    gate.touch()
+        os.kill(pid, fault.signal)
+    elif fault.kills:
+        # Or the collective ends before the rank does.
+        until(lambda: not runs(pid), "the rank has ended", cell.wait)
+    follow.touch()
     error = end_of(cell, fault)
     patient.check_end(fault, culprit, error)
     if fault is INTERRUPT:
