@@ -21,16 +21,18 @@ import os
 import signal
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import macluster
 
 PATIENCE = 120.0
 WAIT = "mx.eval(mx.distributed.all_sum(mx.ones(3)))"
-# What rank 1 does instead; None: the fault comes from outside while it is late.
+# What rank 1 does instead once the others wait; None: the fault comes from outside.
 FAULTS: dict[str, str | None] = {
     "exception": "raise ValueError('boom')",
     "skipped collective": "pass",
@@ -68,22 +70,21 @@ def others_wait(world: macluster.World) -> None:
     raise TimeoutError("the other ranks never came to the collective")
 
 
-def trial(world: macluster.World, fault: str) -> Trial:
+def trial(world: macluster.World, fault: str, gate: Path) -> Trial:
     world.run("kept = True").result(PATIENCE)
+    gate.unlink(missing_ok=True)
     act = FAULTS[fault]
+    late = f"    while not os.path.exists({str(gate)!r}): time.sleep(0.001)"
+    lines = ["import os, time", "if rank == 1:", late, f"    {act or 'pass'}"]
+    cell = world.run("\n".join([*lines, "else:", f"    {WAIT}"]))
+    others_wait(world)
+    at = time.monotonic()
     if act is not None:
-        # The others are in the collective when rank 1 comes to its fault.
-        code = f"import time\nif rank == 1:\n    time.sleep(1)\n    {act}\nelse:\n    {WAIT}"
-        cell = world.run(code)
-        at = time.monotonic() + 1
+        gate.touch()
+    elif fault == "interrupt":
+        threading.Thread(target=cell.cancel).start()
     else:
-        cell = world.run(f"import time\nif rank == 1:\n    time.sleep(600)\n{WAIT}")
-        others_wait(world)
-        at = time.monotonic()
-        if fault == "interrupt":
-            threading.Thread(target=cell.cancel).start()
-        else:
-            os.kill(world.client.pids[1], getattr(signal, fault))
+        os.kill(world.client.pids[1], getattr(signal, fault))
     assert cell.wait(PATIENCE)
     control = time.monotonic() - at
     usable(world)
@@ -108,10 +109,13 @@ def main() -> None:
     parser.add_argument("--nbdistributed", metavar="PYTHON", default=sys.executable)
     options = parser.parse_args()
     trials, restarts = [], []
-    with macluster.Cluster(options.ranks, name="bench-recovery") as world:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        macluster.Cluster(options.ranks, name="bench-recovery") as world,
+    ):
         usable(world)
         for _ in range(options.repeats):
-            trials += [trial(world, fault) for fault in FAULTS]
+            trials += [trial(world, fault, Path(folder, "gate")) for fault in FAULTS]
             began = time.monotonic()
             world.cluster.restart_sync()
             usable(world)

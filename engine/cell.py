@@ -14,7 +14,7 @@ import attrs
 
 from . import verdict
 from .client import Message, Reply
-from .errors import CellTimeout, MaclusterError, RankDied
+from .errors import MaclusterError, RankDied
 from .hostfile import describe_ranks
 from .recovery import Recovery
 from .units import headline
@@ -43,7 +43,9 @@ class Runner(Protocol):
         self, cell: str, ranks: Sequence[int], how: str, step: int | None = None
     ) -> dict[int, dict[str, Any]]: ...
 
-    def recover(self, why: str, *, seen: int | None = None) -> Recovery: ...
+    def recover(
+        self, why: str, *, seen: int | None = None, progress: Callable[[str], None]
+    ) -> Recovery: ...
 
     def out_of_step(self) -> str: ...
 
@@ -84,7 +86,8 @@ class Cell:
 
     A cell always ends, or says what it waits for. When a rank fails or dies, the others get GRACE
     seconds; then they are freed, and the world is formed anew. `on_wait(text)` is called while
-    ranks wait for others, and with "" when they move again.
+    ranks wait for others, and with "" when they move again, `on_repair(text)` with each step of a
+    recovery that takes long.
     """
 
     def __init__(self, world: Runner, code: str, ranks: Sequence[int]) -> None:
@@ -101,6 +104,7 @@ class Cell:
         self.cancelled = False
         self.waiting = ""  # who waits for whom, while it lasts
         self.on_wait: Callable[[str], None] | None = None
+        self.on_repair: Callable[[str], None] = lambda _: None
         self.deadlock: Finding | None = None
         self._changed = threading.Condition()
         self._free_at: float | None = None  # when those that still run are freed
@@ -322,7 +326,7 @@ class Cell:
                 run.obituary = run.obituary or self.world.obituary(run.rank)
         alive = {rank for rank, run in self.runs.items() if run.status != "died"}
         try:
-            report = self.world.recover(why, seen=seen)
+            report = self.world.recover(why, seen=seen, progress=self.on_repair)
         except MaclusterError as error:
             self.notes.append(f"{error.what} {error.why}")
             return
@@ -365,13 +369,9 @@ class Cell:
         if not self.wait(timeout):
             late = self.running
             self.interrupt(f"it ran longer than {timeout:g} s")
-            raise self.timeout_error(timeout or 0.0, late)
+            raise verdict.timeout_error(self, timeout or 0.0, late)
         self.check()
         return self
-
-    def timeout_error(self, timeout: float, late: Sequence[int]) -> CellTimeout:
-        """What to raise for a cell that was stopped because `late` had not ended in time."""
-        return verdict.timeout_error(self, timeout, late)
 
     def check(self) -> None:
         """Raise CellError for the rank whose failure came first, if any rank failed."""

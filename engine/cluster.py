@@ -5,26 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import functools
-import glob
-import json
 import os
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import Logger, getLogger
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
-import attrs
 import ipyparallel
-import psutil
-from IPython.paths import get_ipython_dir
 from traitlets import Bool, Dict, Integer, List, Unicode, default
 from traitlets.config import Config
 
 from . import backends
+from .background import block_on, in_background, see_through
 from .client import RankClient
 from .errors import (
     ClusterExists,
@@ -33,39 +27,25 @@ from .errors import (
     RankDied,
     StartError,
     UsageError,
-    WorldBroken,
 )
+from .files import ClusterFiles, Listing, is_alive, profile_dir, running
 from .forming import Plan, form
 from .guardian import Guardian, end_sessions
 from .hostfile import Hostfile, split_assignment
 from .launch import CONTROLLER_ARGUMENTS, ControllerLauncher, RankSetLauncher
-from .processes import runs, watch_processes
-from .recovery import Recovery, recover, status
+from .processes import watch_processes
+from .supervisor import Supervisor
 from .world import World
 
 Progress = Callable[[str], None]
 
 DEFAULT_NAME = "macluster"
 STOP_PATIENCE = 2.0  # seconds that a stop waits for another process that mends the world
-OBITUARY_TIMEOUT = 0.5  # seconds until the exit code of a process that has ended must be known
-CANCEL_TIMEOUT = 30.0  # seconds that an interrupted call gets to clean up
-ORPHAN_TIMEOUT = 20.0  # seconds that a dead owner's cluster gets to end
 START_TIMEOUT = 120.0  # seconds until every rank must have registered
 
 
 def silent(step: str) -> None:
     """The progress callback that says nothing."""
-
-
-@attrs.frozen
-class Listing:
-    """One line of `Cluster.running`."""
-
-    name: str
-    size: int
-    backend: str
-    owner_pid: int
-    cluster_file: str
 
 
 class Cluster(ipyparallel.Cluster):
@@ -100,6 +80,7 @@ class Cluster(ipyparallel.Cluster):
     backend_reason = Unicode(help="Why that backend.").tag(to_dict=True)
     hostfile = Dict(help="The hostfile, as JSON.").tag(to_dict=True)
     user_env = Dict(help="Variables for every rank.").tag(to_dict=True)
+    birth = Unicode(help="Tells it from another cluster of the same name.").tag(to_dict=True)
     owner_pid = Integer(0, help="The process that ends the cluster when it ends.").tag(to_dict=True)
     keep = Bool(help="Whether the ranks outlive the process that started them.").tag(to_dict=True)
     checked = Bool(help="Whether every collective is compared across ranks.").tag(to_dict=True)
@@ -129,10 +110,8 @@ class Cluster(ipyparallel.Cluster):
         self.world: World | None = None
         self.rank_connection: dict[str, Any] = {}  # the controller's address and key
         self._guardian: Guardian | None = None
-        self._turn = asyncio.Lock()  # start, stop and recover take turns
         self._clearing: asyncio.Task[None] | None = None
-        self._listed = hosts is None  # its file was written, or it was made from that
-        self._unlisted = False  # its files are gone, and its name is free
+        self.supervisor = Supervisor(self)
         if hosts is not None:
             hostfile = as_hostfile(hosts)
             choice = backends.choose(hostfile, backend)
@@ -178,6 +157,11 @@ class Cluster(ipyparallel.Cluster):
 
     _hosts: tuple[dict[str, Any], Hostfile] | None = None
 
+    @functools.cached_property
+    def files(self) -> ClusterFiles:
+        """Its files. Not before the traits are set: `from_file` does that after `__init__`."""
+        return ClusterFiles(Path(self.profile_dir), self.name, self.birth)
+
     @property
     def running_world(self) -> World:
         """The world. Raises ClusterNotFound when the cluster does not run."""
@@ -199,6 +183,7 @@ class Cluster(ipyparallel.Cluster):
 
     # -- life ----------------------------------------------------------------------------------
 
+    @in_background
     async def start(self, progress: Progress = silent) -> World:
         """Start the controller and the ranks, form the world, and return it.
 
@@ -217,9 +202,10 @@ class Cluster(ipyparallel.Cluster):
                 why="no hosts were given",
                 do="Cluster(2).start_sync()",
             )
-        async with self._turn:
+        async with self.supervisor.turn:
+            self.owner_pid, self.birth = os.getpid(), uuid.uuid4().hex
             try:
-                await self._claim_name()
+                await self.files.take_name(self.to_dict())
             except OSError as error:
                 raise self._not_started(error, "") from error
             try:
@@ -227,17 +213,17 @@ class Cluster(ipyparallel.Cluster):
                 self._guardian = Guardian()
                 grace = backends.get(self.backend).term_grace
                 self._guardian.tell(
-                    files=[*self._files(), *self._logs()],
+                    files=self.files.patterns,
                     grace=grace,
-                    cluster_file=str(self.cluster_file),
+                    cluster_file=str(self.files.cluster_file),
                 )
                 world = await self._start(progress)
                 if self.keep:
-                    await self._disarm()
+                    await self.disarm()
                 return world
             except BaseException as error:
                 if isinstance(error, RankDied):
-                    await asyncio.to_thread(self._explain_death, error)
+                    await self._explain_death(error)
                 report = self._last_words()
                 # What went wrong while cleaning up must not hide why it had to be done.
                 with contextlib.suppress(Exception):
@@ -250,14 +236,9 @@ class Cluster(ipyparallel.Cluster):
                     raise
                 raise self._not_started(error, report) from error
 
-    def _explain_death(self, error: RankDied) -> None:
+    async def _explain_death(self, error: RankDied) -> None:
         """Say how the ranks ended that did not live to see the first world."""
-        pause, engines = Event(), self.engine_set
-        for _ in range(50):
-            if engines is not None and engines.missing:
-                break
-            pause.wait(OBITUARY_TIMEOUT / 50)
-        causes = {rank: engines.ended[rank].cause for rank in engines.missing}
+        causes = await asyncio.to_thread(self.supervisor.obituaries)
         if not causes:
             return  # it is stopped, as the error says
         error.why = "\n".join(f"rank {rank}: {cause}" for rank, cause in causes.items())
@@ -294,8 +275,8 @@ class Cluster(ipyparallel.Cluster):
         await form(self.world, Plan(hosts, backend, 1, self.checked))
         self.world.epoch = 1
         self.update_cluster_file()
-        client.on_departure = self._on_departure
-        client.on_controller_end = self._on_controller_end
+        client.on_departure = self.supervisor.on_departure
+        client.on_controller_end = self.supervisor.on_controller_end
         progress(f"{self.n} ranks on {self.backend} are ready ({self.backend_reason})")
         return self.world
 
@@ -355,26 +336,27 @@ class Cluster(ipyparallel.Cluster):
                 do="%cluster stop, then %cluster start with another --name",
             )
 
+    @in_background
     async def stop(self) -> None:
         """End the ranks and the controller, and remove every file of the cluster."""
         if self.world is not None:
             # Frees a restart that waits for ranks, which would keep us waiting for our turn.
             await asyncio.to_thread(self.world.client.close, 0)
-        exclusive = contextlib.nullcontext() if self._unlisted else self._exclusive(STOP_PATIENCE)
-        async with self._turn, exclusive:
-            self._adopt_from_file()
-            if self._clearing is not None:
-                await asyncio.wait([self._clearing])
+        async with self.supervisor.turn, self.files.exclusive(STOP_PATIENCE):
+            self.adopt_from_file()
             await self._stop()
+
+    def stop_sync(self) -> None:
+        """`stop`, blocking. Half a stop helps nobody, and a whole one does not take long."""
+        see_through(self.stop())
 
     async def _stop(self) -> None:
         world, self.world = self.world, None
-        controller, unlisted = self.controller, self._unlisted
+        controller = self.controller
         async with contextlib.AsyncExitStack() as steps:
             # Carried out from the last to the first, whatever fails on the way.
-            steps.push_async_callback(self._disarm)
-            if not unlisted:
-                steps.callback(self._remove_files)
+            steps.push_async_callback(self.disarm)
+            steps.callback(self.files.give_back)
             if controller is not None and controller.pid > 0:
                 # A controller that was killed leaves children behind.
                 steps.push_async_callback(asyncio.to_thread, end_sessions, {controller.pid}, 0.0)
@@ -384,93 +366,25 @@ class Cluster(ipyparallel.Cluster):
             if world is not None:
                 steps.push_async_callback(asyncio.to_thread, world.client.close, 0)
 
-    async def _disarm(self) -> None:
+    async def disarm(self) -> None:
+        """Call the guardian off."""
         guardian, self._guardian = self._guardian, None
         if guardian is not None:
             await asyncio.to_thread(guardian.disarm)
 
-    def _remove_files(self) -> None:
-        logs = [path for pattern in self._logs() for path in glob.glob(pattern)]
-        for path in [*self._files(), *logs]:
-            with contextlib.suppress(OSError):
-                os.remove(path)
-
-    def _logs(self) -> list[str]:
-        """Patterns of the log files."""
-        folder, name = glob.escape(f"{self.profile_dir}/log"), glob.escape(self.name)
-        return [
-            f"{folder}/macluster-{name}-rank-*.log",
-            f"{folder}/ipcontroller-{name}-*.log",
-            f"{folder}/engines{name}.json",
-        ]
-
+    @in_background
     async def restart(self, progress: Progress = silent) -> World:
         """Kill all ranks and start them anew, on the same controller. Variables are lost."""
         if self.world is None:
             return await self.start(progress)
         progress("ending the ranks")
-        await self.recover(self.world.epoch, "the ranks are started anew", everyone=True)
+        await self.supervisor.recover(
+            self.world.epoch, "the ranks are started anew", everyone=True, progress=progress
+        )
         progress(f"{self.n} ranks on {self.backend} are ready ({self.backend_reason})")
         return self.world
 
     # -- after a failure -----------------------------------------------------------------------
-
-    async def recover(self, seen: int, why: str, *, everyone: bool = False) -> Recovery:
-        """Give up the world `seen` and form a new one, unless somebody has done that already."""
-        if self.world is not None and self.world.client.lost is not None:
-            raise self.world.client.lost
-        async with self._turn, self._exclusive():
-            world = self.world
-            if world is None:
-                raise WorldBroken(
-                    "This cluster was stopped.",
-                    why="it was stopped while a new world was to be formed",
-                    do="%cluster start",
-                )
-            if world.client.lost is not None:
-                raise world.client.lost
-            if self._was_stopped():
-                stopped = WorldBroken(
-                    "This cluster was stopped from elsewhere.",
-                    why="another notebook, or `macluster stop` in a terminal, has ended it",
-                    do="%cluster start",
-                )
-                world.client.lose(stopped)
-                raise stopped
-            self._adopt_from_file()
-            try:
-                report = await recover(self, world, seen=seen, why=why, everyone=everyone)
-            except MaclusterError:
-                raise
-            except Exception as error:
-                world.phase = "broken"
-                raise WorldBroken(
-                    f"No new world could be formed: {type(error).__name__}: {error}",
-                    why="see the error that caused this one, above",
-                    do="%cluster restart, or %cluster stop and %cluster start",
-                ) from error
-            if not report.by_others:
-                try:
-                    self.update_cluster_file()
-                except OSError as error:
-                    report.notes.append(f"{self.cluster_file} could not be written: {error}.")
-            return report
-
-    def recover_blocking(self, seen: int, why: str, *, everyone: bool = False) -> Recovery:
-        """`recover`, for a thread. A first Ctrl-C does not break it off, because that would leave
-        the ranks without a world; a second one does.
-        """
-        recovery = self.recover(seen, why, everyone=everyone)
-        future = asyncio.run_coroutine_threadsafe(recovery, background_loop())
-        impatience = 0
-        while True:
-            try:
-                return future.result()
-            except KeyboardInterrupt:
-                impatience += 1
-                if impatience > 1:
-                    future.cancel()
-                    raise
 
     async def replace_ranks(self, ranks: Sequence[int]) -> None:
         """Kill the processes of `ranks` and start new ones, up to their registration."""
@@ -493,126 +407,22 @@ class Cluster(ipyparallel.Cluster):
         if self.engine_set is not None:
             self._clearing = asyncio.create_task(self.engine_set.clear())
 
-    def _on_departure(self, rank: int) -> None:
-        """A rank is gone (called in the client's IO thread): have the world mended."""
-        loop = background_loop()
-        loop.call_soon_threadsafe(lambda: loop.create_task(self._mend(rank)))
-
-    def _on_controller_end(self) -> None:
-        """The controller is gone (called in the watching thread): the ranks are of no use."""
-        loop = background_loop()
-        loop.call_soon_threadsafe(lambda: loop.create_task(self._end_ranks()))
-
-    async def _end_ranks(self) -> None:
-        # The name is free from now on.
-        self._remove_files()
-        self._unlisted = True
-        async with self._turn:
-            if self.world is not None and self.engine_set is not None:
-                await self.engine_set.stop()
-                # A controller that was killed leaves children behind.
-                await asyncio.to_thread(end_sessions, {self.controller.pid}, 0.0)
-                await self._disarm()
-
-    async def _mend(self, rank: int) -> None:
-        """A rank has died: start its successor, and mend the world if nobody uses it.
-
-        Whoever runs a cell mends it otherwise, and tells of it with the cell's failure.
-        """
-        world = self.world
-        if world is None or self._turn.locked():
-            return
-        cause = await asyncio.to_thread(self.obituary, rank)
-        async with self._turn:
-            if (
-                self.world is None
-                or not world.dead
-                or backends.get(self.backend).command(self.hosts)
-            ):
-                return
-            with contextlib.suppress(MaclusterError, OSError):
-                async with self._exclusive():
-                    self._adopt_from_file()
-                    launcher = self.engine_set.launchers.get(str(rank))
-                    if rank not in world.dead or (launcher is not None and runs(launcher.pid)):
-                        return  # somebody else was faster
-                    await self.engine_set.replace([rank], [])
-                    self.update_cluster_file()
-        if world.busy or any(state["busy"] for state in (await status(world)).values()):
-            return
-        with contextlib.suppress(MaclusterError):
-            report = await self.recover(world.epoch, f"rank {rank} died")
-            if report.restarted:
-                world.notices += [f"Rank {rank} died while it was idle: {cause}.", *report.notes]
-
-    def _was_stopped(self) -> bool:
-        """True when the cluster was ended: its files are gone, and so is the lock now."""
-        if Path(self.cluster_file).exists():
-            return False
-        with contextlib.suppress(OSError):
-            os.remove(self._lock_file)
-        return True
-
-    @contextlib.asynccontextmanager
-    async def _exclusive(self, patience: float | None = None) -> AsyncIterator[None]:
-        """Keep other processes that use this cluster from changing it meanwhile.
-
-        After `patience` seconds, go on without.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = None if patience is None else loop.time() + patience
-        lock = os.open(self._lock_file, os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if deadline is not None and loop.time() > deadline:
-                        break
-                    await asyncio.sleep(0.02)
-            yield
-        finally:
-            os.close(lock)
-            self._was_stopped()  # then the lock goes, too
-
-    @property
-    def _lock_file(self) -> str:
-        return str(Path(self.profile_dir) / "security" / f"cluster-{self.name}.lock")
-
-    def _adopt_from_file(self) -> None:
+    def adopt_from_file(self) -> None:
         """Take over the ranks that another process has started since we looked."""
         with contextlib.suppress(OSError, ValueError, KeyError):
-            facts = json.loads(Path(self.cluster_file).read_text())
+            facts = self.files.read()
             [engines] = facts["engines"]["sets"].values()
             self.engine_set.adopt(engines["engines"])
             self.setup_cells = facts["cluster"].get("setup_cells", [])
 
+    @in_background
     async def add_setup_cell(self, code: str) -> None:
         """Have a cell run on every rank that is started anew. A second time changes nothing."""
-        async with self._turn, self._exclusive():
-            self._adopt_from_file()
+        async with self.supervisor.turn, self.files.exclusive():
+            self.adopt_from_file()
             if code not in self.setup_cells:
                 self.setup_cells = [*self.setup_cells, code]
                 self.update_cluster_file()
-
-    def add_setup_cell_sync(self, code: str) -> None:
-        """`add_setup_cell`, blocking."""
-        self._synchronize(self.add_setup_cell, code)
-
-    def obituary(self, rank: int) -> str:
-        """How the last process of a rank ended, in words. Waits a moment for its exit code."""
-        pause = Event()
-        for _ in range(50):
-            if self.engine_set is None or self.world is None:
-                break
-            client = self.world.client
-            # Still under `pids` when it was found dead before the controller has said so.
-            ending = self.engine_set.ending(client.pids.get(rank, client.last_pids.get(rank)))
-            if ending is not None:
-                return str(ending.cause)
-            pause.wait(OBITUARY_TIMEOUT / 50)
-        return "its process ended"
 
     # -- other processes -----------------------------------------------------------------------
 
@@ -622,15 +432,15 @@ class Cluster(ipyparallel.Cluster):
 
         Raises ClusterNotFound.
         """
-        path = _cluster_file(name)
-        if not _alive(path) or "controller" not in json.loads(path.read_text()):
-            running = ", ".join(listing.name for listing in cls.running()) or "none"
+        files = ClusterFiles(profile_dir(), name)
+        if not is_alive(files.cluster_file, ready=True):
+            others = ", ".join(listing.name for listing in cls.running()) or "none"
             raise ClusterNotFound(
                 f"No cluster named {name!r} runs.",
-                why=f"it was stopped, never started, or has another name; running: {running}",
+                why=f"it was stopped, never started, or has another name; running: {others}",
                 do=f"%cluster start 2 --name {name}",
             )
-        cluster: Cluster = cls.from_file(str(path))
+        cluster: Cluster = cls.from_file(str(files.cluster_file))
         cluster.world = World(cluster, cluster.connect_client_sync())
         cluster.world.learn()
         return cluster
@@ -643,21 +453,7 @@ class Cluster(ipyparallel.Cluster):
     @classmethod
     def running(cls) -> list[Listing]:
         """The running clusters of this user, by name."""
-        found = []
-        for path in sorted((profile_dir() / "security").glob("cluster-*.json")):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                if _alive(path):
-                    facts = json.loads(path.read_text())["cluster"]
-                    found.append(
-                        Listing(
-                            facts["cluster_id"],
-                            facts["n"],
-                            facts["backend"],
-                            facts["owner_pid"],
-                            str(path),
-                        )
-                    )
-        return found
+        return running()
 
     def disconnect(self) -> None:
         """Let go of a cluster that another process owns."""
@@ -691,91 +487,15 @@ class Cluster(ipyparallel.Cluster):
             self._guardian.tell(forget=list(pids))
 
     def _synchronize(self, async_f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # Always in the same loop: the launchers report the end of a process to the loop that
-        # started it, and a loop per call would be closed by then.
-        ended = Event()
-
-        async def run() -> Any:
-            try:
-                return await async_f(*args, **kwargs)
-            finally:
-                ended.set()
-
-        future = asyncio.run_coroutine_threadsafe(run(), background_loop())
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            if async_f.__name__ == "stop":
-                # Half a stop helps nobody, and it does not take long.
-                ended.wait(CANCEL_TIMEOUT)
-                return None
-            # A start that is given up cleans up after itself; nothing of it may go on.
-            future.cancel()
-            ended.wait(CANCEL_TIMEOUT)
-            raise
+        # What ipyparallel calls for every name that ends in `_sync`.
+        return block_on(async_f(*args, **kwargs))
 
     def write_cluster_file(self) -> None:
-        """Write the cluster file as a whole, readable by its owner only: it holds `user_env`."""
-        path = Path(self.cluster_file)
-        if self._unlisted or (self._listed and not path.exists()):
-            return  # ipyparallel writes it whenever something ends, also after a stop elsewhere
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(self.to_dict(), file)
-            os.replace(scratch, path)
-        except OSError:
-            os.remove(scratch)
-            raise
+        """Called by ipyparallel whenever something starts or ends."""
+        self.files.write(self.to_dict())
 
-    def _files(self) -> list[str]:
-        security = Path(self.profile_dir) / "security"
-        kinds = [f"ipcontroller-{self.cluster_id}-{kind}.json" for kind in ("client", "engine")]
-        return [
-            str(self.cluster_file),
-            self._lock_file,
-            *(str(security / name) for name in kinds),
-        ]
-
-    async def _claim_name(self) -> None:
-        """Raise ClusterExists when the name is taken; clear away what a dead cluster left."""
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise UsageError(
-                f"{self.name!r} cannot be the name of a cluster.",
-                why="the name becomes part of a file name",
-                do="use letters, digits and dashes",
-            )
-        folder = Path(self.profile_dir)
-        for each in (folder, folder / "security", folder / "log"):
-            each.mkdir(parents=True, exist_ok=True, mode=0o700)
-            each.chmod(0o700)
-        deadline = asyncio.get_running_loop().time() + ORPHAN_TIMEOUT
-        while not self._claimed():
-            listing = next((each for each in self.running() if each.name == self.name), None)
-            # After a kernel was restarted, the guardian needs a moment to end its cluster.
-            gone = listing is None or not psutil.pid_exists(listing.owner_pid)
-            if listing and (not gone or asyncio.get_running_loop().time() > deadline):
-                raise ClusterExists(
-                    f"A cluster named {self.name!r} runs already "
-                    f"({listing.size} ranks on {listing.backend}, process {listing.owner_pid}).",
-                    why="another notebook of yours started it, or this one did before",
-                    do=f"%cluster connect {self.name}, or %cluster start N --name another-name",
-                )
-            await asyncio.sleep(0.1)
-
-    def _claimed(self) -> bool:
-        """Take the name by writing the cluster file, unless a running cluster has it."""
-        with open(Path(self.profile_dir) / "security" / "names.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if _alive(Path(self.cluster_file)):
-                return False
-            self._remove_files()
-            self._listed = self._unlisted = False
-            self.owner_pid = os.getpid()
-            self.write_cluster_file()
-            self._listed = True
-            return True
+    def remove_cluster_file(self) -> None:
+        """Called by ipyparallel when everything has ended; `stop` removes all files at once."""
 
     def last_words(self, rank: int) -> str:
         """The end of what a rank's process printed outside of any cell, or ""."""
@@ -797,31 +517,3 @@ def as_hostfile(hosts: int | str | Path | Hostfile) -> Hostfile:
     if isinstance(hosts, int):
         return Hostfile.local(hosts)
     return Hostfile.load(hosts)
-
-
-def profile_dir() -> Path:
-    """The folder, private to the user, that keeps the files of the running clusters."""
-    return Path(get_ipython_dir()) / "profile_macluster"
-
-
-def _cluster_file(name: str) -> Path:
-    return profile_dir() / "security" / f"cluster-{name}.json"
-
-
-def _alive(path: Path) -> bool:
-    """True when the cluster of a cluster file runs, or is just being started."""
-    try:
-        facts = json.loads(path.read_text())
-        starting = "controller" not in facts
-        pid = facts["cluster"]["owner_pid"] if starting else facts["controller"]["state"]["pid"]
-        return runs(pid)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-@functools.cache
-def background_loop() -> asyncio.AbstractEventLoop:
-    """The event loop, in a thread of its own, that serves every blocking call."""
-    loop = asyncio.new_event_loop()
-    Thread(target=loop.run_forever, name="macluster-loop", daemon=True).start()
-    return loop

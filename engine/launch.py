@@ -335,9 +335,10 @@ class RankSetLauncher(LocalEngineSetLauncher):
     async def clear(self) -> None:
         """End what ranks that are gone have left behind: nannies, children, held sockets."""
         here = {launcher.pid for launcher in self.launchers.values()}
-        gone, self.leaders = self.leaders - here, self.leaders & here
+        gone = self.leaders - here
         if gone:
             await asyncio.to_thread(end_sessions, gone, 0.0)
+            self.leaders -= gone  # only now: a stop meanwhile ends them, too
             self.parent.unguard(gone)
 
     def adopt(self, states: Mapping[str, Mapping[str, Any]]) -> None:

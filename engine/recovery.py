@@ -13,13 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from . import backends
-from .client import Reply, raise_failure
 from .errors import MaclusterError, WorldBroken
 from .forming import Plan, form, gather
 from .hostfile import describe_ranks
@@ -52,29 +51,19 @@ class Recovery:
     by_others: bool = False
 
 
-async def status(world: World, ranks: Iterable[int] | None = None) -> dict[int, dict[str, Any]]:
+async def status(world: World) -> dict[int, dict[str, Any]]:
     """What the ranks that answer within ANSWER say about themselves."""
-    return await _ask(world, "status", {}, world.client.reachable if ranks is None else ranks)
+    return await _ask(world, "status", {}, world.alive)
 
 
 async def _ask(
-    world: World, name: str, content: Mapping[str, Any], ranks: Iterable[int], wait: float = ANSWER
+    world: World,
+    name: str,
+    content: Mapping[str, Any],
+    ranks: Collection[int],
+    timeout: float = ANSWER,
 ) -> dict[int, dict[str, Any]]:
-    asked = [rank for rank in ranks if rank < world.size]
-    futures = world.client.request(asked, "ask", {"name": name, **content}, channel="control")
-    tasks: list[asyncio.Future[Reply]] = [asyncio.wrap_future(future) for future in futures]
-    if tasks:
-        await asyncio.wait(tasks, timeout=wait)
-    answers = {}
-    for rank, task in zip(asked, tasks, strict=True):
-        if not task.done():
-            task.cancel()
-            continue
-        try:
-            answers[rank] = raise_failure(task.result()).content
-        except MaclusterError:
-            continue  # it died meanwhile, which the caller sees
-    return answers
+    return await asyncio.to_thread(world.ask_all, name, content, list(ranks), timeout)
 
 
 def newer(world: World, states: Mapping[int, Mapping[str, Any]], seen: int) -> bool:
@@ -85,12 +74,19 @@ def newer(world: World, states: Mapping[int, Mapping[str, Any]], seen: int) -> b
 
 
 async def recover(
-    cluster: Cluster, world: World, *, seen: int, why: str, everyone: bool = False
+    cluster: Cluster,
+    world: World,
+    *,
+    seen: int,
+    why: str,
+    everyone: bool = False,
+    progress: Callable[[str], None],
 ) -> Recovery:
     """Give the world `seen` up, and form the next one.
 
-    With `everyone`, all ranks are killed and started anew. Raises WorldBroken when no new world
-    could be formed; the next call tries again.
+    With `everyone`, all ranks are killed and started anew. `progress` is told what takes long:
+    loading models again. Raises WorldBroken when no new world could be formed; the next call tries
+    again.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -141,7 +137,7 @@ async def recover(
     report.restarted = [rank for rank in world.ranks if facts[rank]["epoch"] == 0]
     _tell_losses(report, facts, world)
     world.phase = "ok"
-    await _refill(cluster, world, report)
+    await _refill(cluster, world, report, progress)
     cluster.clear_leftovers()
     return report
 
@@ -181,7 +177,9 @@ async def _held_models(
     return {model["name"]: model for answer in answers.values() for model in answer["models"]}
 
 
-async def _refill(cluster: Cluster, world: World, report: Recovery) -> None:
+async def _refill(
+    cluster: Cluster, world: World, report: Recovery, progress: Callable[[str], None]
+) -> None:
     """Load their parts of the models again on the ranks that are new, and run the setup cells."""
     fresh = report.restarted
     if not fresh:
@@ -190,6 +188,7 @@ async def _refill(cluster: Cluster, world: World, report: Recovery) -> None:
     if world.held:
         listing = ", ".join(f"`{name}`" for name in world.held)
         models = list(world.held.values())
+        progress(f"loading {listing} again on {describe_ranks(fresh)}")
         futures = world.client.request(fresh, "call", {"name": "models.reload", "models": models})
         try:
             await gather(futures, RELOAD_TIMEOUT)
@@ -200,6 +199,7 @@ async def _refill(cluster: Cluster, world: World, report: Recovery) -> None:
         world.held.clear()
     ran = 0
     for code in cluster.setup_cells:
+        progress(f"running the setup cell `{headline(code)}` on {describe_ranks(fresh)}")
         ran += await _run_setup_cell(world, report, code)
     if ran:
         cells = "the setup cell" if ran == 1 else f"{ran} setup cells"

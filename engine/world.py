@@ -34,7 +34,7 @@ class World:
         self.phase = "ok"
         self.notices: list[str] = []  # what happened while no cell ran, for whoever looks next
         self._cells: weakref.WeakSet[Cell] = weakref.WeakSet()
-        self._count = 0  # of cells that were sent from here
+        self.cells_sent = 0  # from here
         self.held: dict[str, dict[str, Any]] = {}  # models that new ranks have yet to be given
         self.rebuilds = True  # whether MLX lets a process leave its world and join another
 
@@ -72,11 +72,6 @@ class World:
         return f"{describe_ranks(self.dead)} died" if self.dead else "ok"
 
     @property
-    def cells_sent(self) -> int:
-        """How many cells were sent from here."""
-        return self._count
-
-    @property
     def busy(self) -> bool:
         """True while a cell that was sent from here runs, or its failure is dealt with."""
         return any(not cell.settled for cell in list(self._cells))
@@ -103,8 +98,8 @@ class World:
         self._mend()
         chosen = self.ranks if ranks is None else list(ranks)
         cell = Cell(self, code, chosen)
-        self._count += 1
-        cell.number = self._count
+        self.cells_sent += 1
+        cell.number = self.cells_sent
         self.last_cell = cell
         self._cells.add(cell)
 
@@ -256,7 +251,7 @@ class World:
 
     def obituary(self, rank: int) -> str:
         """How the process of a rank ended, in words; "" when that is not known here."""
-        return self.cluster.obituary(rank)
+        return self.cluster.supervisor.obituary(rank)
 
     # -- ending things -------------------------------------------------------------------------
 
@@ -281,15 +276,14 @@ class World:
         epochs = [answer["epoch"] for answer in self.ask_all("status").values()]
         return self.recover(why, seen=max([self.epoch, *epochs]))
 
-    def recover(self, why: str, *, seen: int | None = None, everyone: bool = False) -> Recovery:
+    def recover(self, why: str, *, seen: int | None = None, **options: Any) -> Recovery:
         """Give up the world `seen` (by default the one known here) and form a new one.
 
-        Raises WorldBroken when none can be formed.
+        The options are `Supervisor.recover`'s. Raises WorldBroken when none can be formed.
         """
-        report: Recovery = self.cluster.recover_blocking(
-            self.epoch if seen is None else seen, why, everyone=everyone
+        return self.cluster.supervisor.recover_blocking(
+            self.epoch if seen is None else seen, why, **options
         )
-        return report
 
     def know(self, facts: Sequence[Mapping[str, Any]]) -> None:
         """The ranks said what they are, before they form a world."""

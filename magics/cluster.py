@@ -11,11 +11,12 @@ from IPython.core.magic import Magics, line_magic, magics_class
 
 from ..engine import tables
 from ..engine.cluster import DEFAULT_NAME, Cluster
-from ..engine.errors import UsageError, WorldError
+from ..engine.errors import StartError, UsageError, WorldError
 from ..engine.hostfile import split_assignment
 from ..engine.processes import runs
 from ..engine.reports import abort_text, stacks_text
 from .arguments import Arguments
+from .lines import Steps
 from .relay import plain_text
 from .session import Session
 
@@ -63,23 +64,6 @@ VERBS = {
     "list": LIST,
     "output": OUTPUT,
 }
-
-
-class Steps:
-    """One line of progress, overwritten in place: one output in the saved notebook."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._handle: Any = None
-
-    def __call__(self, step: str) -> None:
-        from IPython.display import display
-
-        data = {"text/plain": f"{time.monotonic() - self._began:4.1f} s  {step}"}
-        if self._handle is None:
-            self._handle = display(data, raw=True, display_id=True)
-        else:
-            self._handle.update(data, raw=True)
 
 
 @magics_class
@@ -133,7 +117,14 @@ class ClusterMagics(Magics):
             checked=options.checked,
             keep=options.keep,
         )
-        cluster.start_sync(Steps())
+        try:
+            cluster.start_sync(Steps())
+        except KeyboardInterrupt:
+            raise StartError(
+                "The start was broken off.",
+                why="you interrupted it",
+                do="%cluster start begins anew; nothing of this one is left",
+            ) from None
         self.session.adopt(cluster, owned=True)
 
     def _connect(self, options: Any) -> None:
@@ -196,7 +187,14 @@ class ClusterMagics(Magics):
 
     def _restart(self, options: Any) -> None:
         cluster, _ = self.session.running
-        cluster.restart_sync(Steps())
+        try:
+            cluster.restart_sync(Steps())
+        except KeyboardInterrupt:
+            raise StartError(
+                "The restart was broken off.",
+                why="you interrupted it",
+                do="%cluster restart begins anew; a cell that needs the ranks does the same",
+            ) from None
 
     def _stop(self, options: Any) -> None:
         cluster, _ = self.session.running

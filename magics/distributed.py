@@ -18,9 +18,10 @@ from IPython.core.magic import (
 from ..engine.cell import Cell
 from ..engine.errors import UsageError
 from ..engine.hostfile import parse_ranks
-from ..engine.verdict import error_of
+from ..engine.verdict import error_of, timeout_error
 from . import relay
 from .arguments import WORD, Arguments
+from .lines import Steps, WaitLine
 from .session import Session
 
 
@@ -173,7 +174,7 @@ class DistributedMagics(Magics):
         )
         relay.show_notices(world)
         if options.block:
-            cell.on_wait = relay.WaitLine()
+            cell.on_wait, cell.on_repair = WaitLine(), Steps()
         handle = Handle(cell, shown)
         if options.out:
             shell.user_ns[options.out] = handle
@@ -196,7 +197,7 @@ class DistributedMagics(Magics):
             cell.interrupt(f"the cell ran longer than {options.timeout:g} s")
         self._finish(cell, show, options)
         if late:
-            raise cell.timeout_error(options.timeout, late)
+            raise timeout_error(cell, options.timeout, late)
         cell.check()
         if options.on_start:
             self.session.running[0].add_setup_cell_sync(code)

@@ -129,30 +129,6 @@ def within_limit(kind: str, content: dict[str, Any], rank: int) -> dict[str, Any
     return {**content, "data": short}
 
 
-class WaitLine:
-    """Says below the cell which ranks wait for which, in one line, for as long as they do."""
-
-    def __init__(self) -> None:
-        self._handle: Any = None
-        self._last = ""
-
-    def __call__(self, text: str) -> None:
-        if text:
-            self._last = text
-            self._show(f"… {text}. Ctrl-C ends the cell; %cluster stacks elsewhere shows more.")
-        elif self._handle is not None:
-            self._show(f"[had waited: {self._last}]")
-
-    def _show(self, line: str) -> None:
-        from IPython.display import display
-
-        data = {"text/plain": line}
-        if self._handle is None:
-            self._handle = display(data, raw=True, display_id=True)
-        else:
-            self._handle.update(data, raw=True)
-
-
 def show_notices(world: World) -> None:
     """Tell what happened to the world while nobody ran a cell."""
     notices, world.notices = world.notices, []

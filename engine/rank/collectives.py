@@ -27,9 +27,8 @@ from .work import line_text
 
 TOGETHER = ("all_sum", "all_max", "all_min", "all_gather", "sum_scatter")
 PAIRWISE = ("send", "recv", "recv_like")
-RECORD = (
-    256  # bytes of a record that ranks compare; one size for all, whatever they are about to do
-)
+# Bytes of a record that ranks compare; one size for all, whatever they are about to do.
+RECORD = 256
 
 
 class WorldGroup:
@@ -41,9 +40,8 @@ class WorldGroup:
         self._epoch = collectives.epoch
 
     def __repr__(self) -> str:
-        return (
-            f"<{'part of the ' if self._split else ''}world, rank {self.rank()} of {self.size()}>"
-        )
+        kind = "part of the world" if self._split else "world"
+        return f"<{kind}, rank {self.rank()} of {self.size()}>"
 
     @property
     def native(self) -> Any:

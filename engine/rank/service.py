@@ -128,7 +128,6 @@ class Service:
                 if content["status"] != "ok":
                     self._failed[parent["header"]["session"]] = parent["content"]["number"]
                 # What the one who sent the cell needs to know whether the world is still in step.
-                content["started"] = collectives.started
                 content["started_here"] = collectives.started - started
                 content["epoch"] = collectives.epoch
                 broken = collectives.broken

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import macluster
-from macluster.engine.cluster import profile_dir
+from macluster.engine.files import profile_dir
 from macluster.engine.hostfile import describe_ranks
 from tests.cluster.processes import PATIENCE, family, still_there
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import macluster
-from macluster.engine.cluster import profile_dir
+from macluster.engine.files import profile_dir
 from tests.cluster.processes import PATIENCE, family, still_there
 
 SUM = "total = mx.distributed.all_sum(mx.array(rank + 1)).item()\nprint(rank, size, total)"

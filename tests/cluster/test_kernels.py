@@ -12,6 +12,8 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager, start_new_kernel
 from nbclient import NotebookClient
 
+from macluster.engine.files import running
+from tests.cluster.notebook import Notebook
 from tests.cluster.processes import PATIENCE, still_there
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
@@ -69,6 +71,36 @@ def test_a_kernel_that_restarts_leaves_nothing_and_can_start_the_same_name_again
     assert still_there(processes) == []
     run(client, "%cluster stop")
     assert still_there(again) == []
+
+
+def test_an_interrupted_start_leaves_nothing_and_says_so() -> None:
+    notebook = Notebook()
+    try:
+        notebook.ok("%load_ext macluster")
+        sent = notebook.send("%cluster start 2 --name interrupted-start")
+        notebook.wait_for_output(sent, "waiting for the ranks")
+        notebook.interrupt()
+        ran = notebook.finish(sent)
+        assert ran.ename == "StartError"
+        assert ran.evalue.startswith("The start was broken off.")
+        assert [each.name for each in running() if each.name == "interrupted-start"] == []
+        notebook.ok("%cluster start 2 --name interrupted-start")
+        notebook.ok("%cluster stop")
+    finally:
+        notebook.close()
+
+
+def test_a_model_that_is_loaded_again_is_told_of_while_it_lasts() -> None:
+    notebook = Notebook(MLX_DISABLE_COMPILE="1")
+    try:
+        notebook.ok("%load_ext macluster")
+        notebook.ok("%cluster start 2 --name loaded-again")
+        notebook.ok("%%distributed\nmodel = macluster.load(macluster.toy_path())")
+        ran = notebook.run("%%distributed\nimport os\nif rank == 1:\n    os._exit(3)\nx = 1")
+        assert ran.evalue.startswith("Rank 1 died.")
+        assert any("loading `model` again on rank 1" in str(output) for output in ran.outputs)
+    finally:
+        notebook.close()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -19,13 +19,13 @@ import pytest
 import macluster
 from macluster.engine import transfer
 from macluster.engine.backends.ring import Ring
-from macluster.engine.cluster import profile_dir
+from macluster.engine.files import profile_dir
+from tests.cluster.faults import SUM, end_of
 from tests.cluster.processes import PATIENCE, family, still_there
 
 RANKS = 2
-WAIT = "mx.eval(mx.distributed.all_sum(mx.ones(3)))"
-KILL = f"import os\nif rank == 1:\n    os.kill(os.getpid(), 9)\n{WAIT}"
-BOOM = f"if rank:\n    raise ValueError('boom')\n{WAIT}"
+KILL = f"import os\nif rank == 1:\n    os.kill(os.getpid(), 9)\n{SUM}"
+BOOM = f"if rank:\n    raise ValueError('boom')\n{SUM}"
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +65,10 @@ def stands(world: macluster.World, places: dict[int, str]) -> bool:
 def test_setup_cells_run_on_the_rank_that_is_new(world: macluster.World) -> None:
     world.run("table = {'rank': rank}\nkept = object()\nmark = id(kept)").result(PATIENCE)
     world.cluster.add_setup_cell_sync("table = {'rank': rank, 'again': True}")
-    with pytest.raises(macluster.CellError, match="Rank 1 died") as caught:
-        world.run(KILL).result(PATIENCE)
-    assert "the setup cell ran again on rank 1" in caught.value.why
-    assert "rank 1 started anew, with no variables; rank 0 kept its variables" in caught.value.why
+    error = end_of(world.run(KILL))
+    assert "Rank 1 died" in error.what
+    assert "the setup cell ran again on rank 1" in error.why
+    assert "rank 1 started anew, with no variables; rank 0 kept its variables" in error.why
     assert texts(world, "print(table)") == ["{'rank': 0}", "{'rank': 1, 'again': True}"]
     code = "print('kept' in globals() and mark == id(kept))"
     assert texts(world, code) == ["True", "False"]
@@ -78,11 +78,8 @@ def test_setup_cells_run_on_the_rank_that_is_new(world: macluster.World) -> None
 def test_a_setup_cell_with_a_collective_is_told_that_it_runs_alone(world: macluster.World) -> None:
     world.cluster.add_setup_cell_sync("total = mx.distributed.all_sum(mx.ones(1))")
     try:
-        with pytest.raises(macluster.CellError) as caught:
-            world.run(KILL).result(PATIENCE)
-        assert (
-            "all_sum needs all ranks, but this setup cell runs on rank 1 only" in caught.value.why
-        )
+        error = end_of(world.run(KILL))
+        assert "all_sum needs all ranks, but this setup cell runs on rank 1 only" in error.why
         assert works(world)
     finally:
         world.cluster.setup_cells = []
@@ -93,9 +90,8 @@ def test_a_model_is_loaded_again_on_the_rank_that_is_new(world: macluster.World)
     world.run("model = macluster.load(macluster.toy_path())").result(PATIENCE)
     ask = "print(macluster.generate(model, 'What is the capital of France?'))"
     before = texts(world, ask)
-    with pytest.raises(macluster.CellError) as caught:
-        world.run(KILL).result(PATIENCE)
-    assert "`model` was loaded again on rank 1" in caught.value.why
+    error = end_of(world.run(KILL))
+    assert "`model` was loaded again on rank 1" in error.why
     assert texts(world, ask) == before
 
 
@@ -127,9 +123,9 @@ def test_what_was_not_computed_yet_is_named_and_holds_nan(world: macluster.World
 
 def test_what_was_being_computed_is_named(world: macluster.World) -> None:
     code = "if rank == 1:\n    raise ValueError('boom')\ntotal = mx.distributed.all_sum(mx.ones(2))"
-    with pytest.raises(macluster.CellError, match="boom") as caught:
-        world.run(code + "\nmx.eval(total)").result(PATIENCE)
-    assert "`total` on rank 0 holds NaN" in caught.value.why
+    error = end_of(world.run(code + "\nmx.eval(total)"))
+    assert "boom" in error.what
+    assert "`total` on rank 0 holds NaN" in error.why
     assert works(world)
 
 
@@ -188,16 +184,16 @@ def command(*words: str) -> str:
 def test_stacks_and_abort_from_a_terminal_while_a_cell_runs(world: macluster.World) -> None:
     world.run("kept = rank").result(PATIENCE)
     epoch = world.epoch
-    cell = world.run(f"import threading\nif rank:\n    threading.Event().wait()\n{WAIT}")
-    until(lambda: stands(world, {0: WAIT, 1: "threading.Event().wait()"}))
+    cell = world.run(f"import threading\nif rank:\n    threading.Event().wait()\n{SUM}")
+    until(lambda: stands(world, {0: SUM, 1: "threading.Event().wait()"}))
     stacks = command("stacks", "recovery")
     assert "mx.eval(mx.distributed.all_sum(mx.ones(3)))" in stacks
     assert "threading.Event().wait()" in stacks
     assert "ranks 0-1 kept their variables" in command("abort", "recovery")
-    with pytest.raises(macluster.CellError, match="The cell was ended") as caught:
-        cell.result(PATIENCE)
-    assert "`macluster abort` ended it" in caught.value.why
-    assert "rank 1 stood at line 3: `threading.Event().wait()`" in caught.value.why
+    error = end_of(cell)
+    assert "The cell was ended" in error.what
+    assert "`macluster abort` ended it" in error.why
+    assert "rank 1 stood at line 3: `threading.Event().wait()`" in error.why
     assert texts(world, "print(kept)") == ["0", "1"]
     assert world.epoch == epoch + 1
     assert works(world)
@@ -209,15 +205,15 @@ def test_two_users_of_one_cluster_mend_it_once(world: macluster.World) -> None:
     assert theirs is not None
     try:
         epoch = world.epoch
-        with pytest.raises(macluster.CellError, match="boom"):
-            theirs.run(BOOM).result(PATIENCE)
+        error = end_of(theirs.run(BOOM))
+        assert "boom" in error.what
         assert works(theirs)
         assert works(world)
         assert texts(world, "from macluster.engine.rank.collectives import collectives\n"
                      "print(collectives.epoch)") == [str(epoch + 1)] * RANKS  # fmt: skip
         # A rank that is replaced by one user is known to the other, who ends it at stop.
-        with pytest.raises(macluster.CellError, match="Rank 1 died"):
-            theirs.run(KILL).result(PATIENCE)
+        error = end_of(theirs.run(KILL))
+        assert "Rank 1 died" in error.what
         assert works(theirs)
         assert works(world)
     finally:
@@ -256,8 +252,8 @@ def test_a_cluster_that_is_kept_is_found_again_with_its_variables() -> None:
     try:
         [first, second] = texts(world, "print(macluster.generate(model, 'What is 2 plus 2?'))")
         assert first == second != ""
-        with pytest.raises(macluster.CellError, match="Rank 1 died"):
-            world.run(KILL).result(PATIENCE)
+        error = end_of(world.run(KILL))
+        assert "Rank 1 died" in error.what
         assert works(world)
         processes = [psutil.Process(pid) for pid in (*pids[:1], cluster.controller.pid)]
     finally:
@@ -290,9 +286,7 @@ MISMATCHES = {
 @pytest.mark.parametrize("kind", MISMATCHES)
 def test_a_mismatch_is_told_before_data_moves(world: macluster.World, kind: str) -> None:
     epoch = world.epoch
-    with pytest.raises(macluster.CellError) as caught:
-        world.run(MISMATCHES[kind], checked=True).result(PATIENCE)
-    error = caught.value
+    error = end_of(world.run(MISMATCHES[kind], checked=True))
     assert error.ename == "CollectiveMismatch"
     text = "".join(error.traceback)
     assert "rank 0: all_" in text
@@ -308,9 +302,8 @@ def test_a_receiver_that_expects_something_else_is_told(world: macluster.World) 
         "if rank:\n    mx.eval(mx.distributed.send(mx.ones(4), 0))\nelse:\n"
         "    mx.eval(mx.distributed.recv((3,), mx.float32, 1))"
     )
-    with pytest.raises(macluster.CellError) as caught:
-        world.run(code, checked=True).result(PATIENCE)
-    text = "".join(caught.value.traceback)
+    error = end_of(world.run(code, checked=True))
+    text = "".join(error.traceback)
     assert "rank 0: recv float32 (3,)" in text
     assert "rank 1: send float32 (4,)" in text
     assert works(world)
@@ -337,12 +330,10 @@ print(total.tolist(), rows.tolist(), gradient.tolist(), compiled.item())
 
 def test_a_cluster_can_check_every_cell() -> None:
     with macluster.Cluster(2, name="checked", checked=True) as world:
-        with pytest.raises(macluster.CellError) as caught:
-            world.run(MISMATCHES["shape"]).result(PATIENCE)
-        assert caught.value.ename == "CollectiveMismatch"
+        error = end_of(world.run(MISMATCHES["shape"]))
+        assert error.ename == "CollectiveMismatch"
         world.abort()
-        with pytest.raises(macluster.CellError):
-            world.run(MISMATCHES["shape"]).result(PATIENCE)
+        end_of(world.run(MISMATCHES["shape"]))
 
 
 def test_collectives_that_not_all_ranks_start_are_told_of(world: macluster.World) -> None:
@@ -363,11 +354,11 @@ def test_a_backend_that_cannot_free_ranks_gets_all_of_them_anew(
     with macluster.Cluster(2, name="kill-first") as world:
         world.run("model = macluster.load(macluster.toy_path())\nkept = 1").result(PATIENCE)
         world.cluster.add_setup_cell_sync("ready = mx.distributed.all_sum(mx.array(1)).item()")
-        with pytest.raises(macluster.CellError, match="boom") as caught:
-            world.run(BOOM).result(PATIENCE)
-        assert "rank 0 stood at line 3" in caught.value.why
-        assert "All ranks were started anew: their variables are gone." in caught.value.why
-        assert "`model` was loaded again on ranks 0-1" in caught.value.why
+        error = end_of(world.run(BOOM))
+        assert "boom" in error.what
+        assert "rank 0 stood at line 3" in error.why
+        assert "All ranks were started anew: their variables are gone." in error.why
+        assert "`model` was loaded again on ranks 0-1" in error.why
         assert texts(world, "print('kept' in globals(), ready)") == ["False 2"] * 2
         assert works(world)
 
@@ -375,9 +366,9 @@ def test_a_backend_that_cannot_free_ranks_gets_all_of_them_anew(
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="this machine has no Open MPI")
 def test_mpi_gets_all_ranks_anew_when_one_fails() -> None:
     with macluster.Cluster(2, backend="mpi", name="recovery-mpi") as world:
-        with pytest.raises(macluster.CellError, match="boom") as caught:
-            world.run(BOOM).result(PATIENCE)
-        assert "All ranks were started anew" in caught.value.why
+        error = end_of(world.run(BOOM))
+        assert "boom" in error.what
+        assert "All ranks were started anew" in error.why
         assert works(world)
 
 
@@ -494,20 +485,20 @@ def test_a_cluster_that_was_stopped_from_elsewhere_says_so() -> None:
 
 
 def test_a_skipped_collective_is_found_in_checked_mode_too(world: macluster.World) -> None:
-    with pytest.raises(macluster.CellError, match="The cell could not end"):
-        world.run(f"if rank == 0:\n    {WAIT}", checked=True).result(PATIENCE)
+    error = end_of(world.run(f"if rank == 0:\n    {SUM}", checked=True))
+    assert "The cell could not end" in error.what
     assert works(world)
 
 
 def test_a_cell_that_follows_a_failed_one_does_not_meet_its_collective(
     world: macluster.World,
 ) -> None:
-    first = world.run("if rank == 0:\n    raise ValueError('boom')\n" + WAIT)
+    first = world.run("if rank == 0:\n    raise ValueError('boom')\n" + SUM)
     second = world.run("mixed = mx.distributed.all_sum(mx.array(1.0)).item()")
-    with pytest.raises(macluster.CellError, match="boom"):
-        first.result(PATIENCE)
-    with pytest.raises(macluster.CellError, match="a cell before it failed on this rank"):
-        second.result(PATIENCE)
+    error = end_of(first)
+    assert "boom" in error.what
+    error = end_of(second)
+    assert "a cell before it failed on this rank" in error.what
     assert texts(world, "print(globals().get('mixed'))") == ["None"] * RANKS
     assert works(world)
 

@@ -3,8 +3,8 @@
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
-from macluster.engine.cluster import Listing
 from macluster.engine.errors import UsageError
+from macluster.engine.files import Listing
 from macluster.magics import cluster, completion
 from macluster.magics.arguments import Arguments
 from macluster.magics.completion import body_start, option_completions
