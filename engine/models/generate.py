@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
 from ..steps import steps
-from .load import LoadedModel, exchange, together
+from .agree import exchange, together
+from .load import LoadedModel
 
 if TYPE_CHECKING:
     import mlx.core as mx

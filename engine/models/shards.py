@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
 from ..hostfile import describe_ranks
 from ..tables import Table
 from ..units import bytes_text
-from .load import LoadedModel, arrays, exchange, lazy_model, together
+from .agree import exchange, together
+from .folder import arrays, lazy_model
+from .splitting import Split
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from .load import LoadedModel
 
 Kind = Literal["split", "replicated", "absent"]
 
@@ -87,6 +94,16 @@ class ShardMap:
         return self._table()._repr_html_()
 
 
+@attrs.frozen
+class Part:
+    """What one rank holds of one parameter; the same facts as in a ShardRow."""
+
+    parameter: str
+    bytes: int
+    kind: Kind
+    axis: int | None
+
+
 def shards(loaded: LoadedModel) -> ShardMap:
     """Find out who holds which weights. Every rank must call it; all get the whole map.
 
@@ -97,36 +114,50 @@ def shards(loaded: LoadedModel) -> ShardMap:
         ModelError: on every rank, when one of them does not find the model's files any more.
     """
     found = together(lambda: _compare(loaded))
+    parts = [[Part(*part) for part in each] for each in exchange(found["here"])]
+    return shard_map(loaded.config["model_type"], loaded.split, found["whole"], parts)
+
+
+def shard_map(
+    kind: str, split: Split, whole_bytes: int, parts: Sequence[Sequence[Part]]
+) -> ShardMap:
+    """The map of a model of this kind, from the parts of each rank."""
     rows = tuple(
-        ShardRow(rank, *_place(name), name, count, kind, axis)
-        for rank, parameters in enumerate(exchange(found["here"]))
-        for name, count, kind, axis in parameters
+        ShardRow(rank, *_place(part.parameter), part.parameter, part.bytes, part.kind, part.axis)
+        for rank, each in enumerate(parts)
+        for part in each
     )
-    whole = found["whole"]
-    title = f"{loaded.config['model_type']}, {bytes_text(whole)}: {loaded.reason}"
-    return ShardMap(rows=rows, title=title, size=loaded.size, whole_bytes=whole)
+    title = f"{kind}, {bytes_text(whole_bytes)}: {split.reason}"
+    return ShardMap(rows=rows, title=title, size=len(parts), whole_bytes=whole_bytes)
 
 
 def _compare(loaded: LoadedModel) -> dict[str, Any]:
-    """The whole model's bytes, and name, bytes, kind, axis of each parameter on this rank."""
+    """The whole model's bytes, and this rank's part of each parameter."""
     whole = arrays(lazy_model(loaded.path)[0])
-    here = arrays(loaded.model)
-    found: list[tuple[str, int, Kind, int | None]] = []
+    here = [attrs.astuple(part) for part in compare(whole, arrays(loaded.model))]
+    return {"whole": sum(full.nbytes for full in whole.values()), "here": here}
+
+
+def compare(whole: Mapping[str, mx.array], here: Mapping[str, mx.array]) -> list[Part]:
+    """What `here` has of each parameter of `whole`, by their shapes."""
+    found = []
     for name, full in whole.items():
         part = here.get(name)
         if part is None:
-            found.append((name, 0, "absent", None))
+            found.append(Part(name, 0, "absent", None))
         elif part.shape == full.shape:
-            found.append((name, part.nbytes, "replicated", None))
+            found.append(Part(name, part.nbytes, "replicated", None))
         else:
             pairs = enumerate(zip(part.shape, full.shape, strict=True))
             axis = next(index for index, (mine, all_) in pairs if mine != all_)
-            found.append((name, part.nbytes, "split", axis))
+            found.append(Part(name, part.nbytes, "split", axis))
     # What was added after loading, such as an adapter, is whole on each rank.
-    for name, part in here.items():
-        if name not in whole:
-            found.append((name, part.nbytes, "replicated", None))
-    return {"whole": sum(full.nbytes for full in whole.values()), "here": found}
+    found += [
+        Part(name, part.nbytes, "replicated", None)
+        for name, part in here.items()
+        if name not in whole
+    ]
+    return found
 
 
 def _place(name: str) -> tuple[int | None, str]:

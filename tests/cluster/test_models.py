@@ -17,10 +17,8 @@ import pytest
 import macluster
 from macluster.engine.models import tiny
 from macluster.engine.models.shards import ShardMap, ShardRow
+from tests.cluster.models import ENV, answers, fails, start
 
-# Without this MLX calls a C++ compiler for every new kernel where there is no GPU.
-ENV = {"MLX_DISABLE_COMPILE": "1"}
-TIMEOUT = 90  # seconds a cell may take on a busy machine
 QUESTION = "Count from 1 to 15."
 LONG = 48  # tokens
 IDS = [5, 99, 300, 42, 7]
@@ -101,16 +99,6 @@ def expected(folder: Path) -> dict[str, list[int]]:
     return tokens
 
 
-def start(size: int) -> Iterator[macluster.World]:
-    cluster = macluster.Cluster(
-        size, backend="ring", name=f"test-models-{os.getpid()}-{size}", env=ENV
-    )
-    try:
-        yield cluster.start_sync()
-    finally:
-        cluster.stop_sync()
-
-
 @pytest.fixture(scope="module")
 def two(expected: object) -> Iterator[macluster.World]:
     yield from start(2)
@@ -119,25 +107,6 @@ def two(expected: object) -> Iterator[macluster.World]:
 @pytest.fixture(scope="module")
 def four(expected: object) -> Iterator[macluster.World]:
     yield from start(4)
-
-
-def answers(world: macluster.World, code: str) -> list[Any]:
-    """The last line that each rank printed, as JSON."""
-    runs = world.run(f"import json\n{code}").result(TIMEOUT).runs
-    return [json.loads(runs[rank].text("stdout").splitlines()[-1]) for rank in world.ranks]
-
-
-def fails(world: macluster.World, code: str) -> str:
-    """The text of the error, which every rank must raise; then the world must still work."""
-    cell = world.run(code)
-    with pytest.raises(macluster.CellError):
-        cell.result(TIMEOUT)
-    assert {run.ename for run in cell.runs.values()} == {"ModelError"}
-    assert len({run.evalue for run in cell.runs.values()}) == 1
-    total = sum(range(1, world.size + 1))
-    after = answers(world, "print(json.dumps(mx.distributed.all_sum(mx.array(rank + 1)).item()))")
-    assert after == [total] * world.size
-    return cell.runs[0].evalue
 
 
 def check_tokens(
@@ -330,10 +299,15 @@ def test_different_files_are_found(two: macluster.World, folder: Path, tmp_path:
 
 
 def test_heads_that_do_not_divide(four: macluster.World, folder: Path) -> None:
-    text = fails(four, f"macluster.load({str(folder / 'odd')!r})")
+    odd = str(folder / "odd")
+    text = fails(four, f"macluster.load({odd!r}, 'tensor')")
     assert text.startswith("The qwen2 model cannot be split by width over 4 ranks.")
     assert "4 does not divide its 2 key-value heads" in text
     assert 'use 2 ranks, or use strategy="pipeline"' in text
+    loaded = f"model = macluster.load({odd!r})\nprint(json.dumps([model.strategy, model.reason]))"
+    for strategy, reason in answers(four, loaded):
+        assert strategy == "pipeline"
+        assert "not tensor: 4 does not divide its 2 key-value heads" in reason
 
 
 def test_unknown_strategy(two: macluster.World) -> None:
