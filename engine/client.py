@@ -2,9 +2,9 @@
 
 This is the only module that touches the private API of ipyparallel's client: `_setup_streams`,
 `_dispatch_reply`, `_dispatch_single_reply`, `_dispatch_iopub`, `_registration_callbacks`,
-`_engines`, `_mux_stream`, `_control_stream` and `_io_loop`. It sends macluster's own messages
-beside ipyparallel's, because `execute_request` costs each rank four more messages and a full pass
-through ipykernel's request handling. Both go through the same authenticated sockets.
+`_engines`, `_mux_stream`, `_control_stream`, `_query_stream` and `_io_loop`. It sends macluster's
+own messages beside ipyparallel's, because `execute_request` costs each rank four more messages and
+a full pass through ipykernel's request handling. Both go through the same authenticated sockets.
 """
 
 from __future__ import annotations
@@ -229,6 +229,19 @@ class RankClient(ipyparallel.Client):
                 request.future.set_exception(error)
             elif request.reply is not None:
                 request.future.set_result(request.reply)
+
+    def cancel_registrations(self, ranks: Sequence[int]) -> None:
+        """Have the controller forget registrations that were begun under these numbers.
+
+        A process that is killed in the middle of one would keep its number taken for a minute.
+        """
+
+        def send() -> None:
+            for rank in ranks:
+                content = {"id": rank}
+                self.session.send(self._query_stream, "unregistration_request", content=content)
+
+        self._io_loop.add_callback(send)
 
     async def until(self, condition: Callable[[set[int]], bool], timeout: float) -> bool:
         """Wait until `condition` holds for the set of registered ranks. False after `timeout`."""

@@ -307,6 +307,7 @@ class Cluster(ipyparallel.Cluster):
         while not wanted <= set(client.ids):
             if client.lost is not None:
                 raise client.lost
+            self._require_no_strangers()
             # A look at the processes every now and then: one that dies early never registers.
             await client.until(lambda here: len(here) > seen, timeout=0.1)  # noqa: B023
             if len(client.ids) > seen:
@@ -328,7 +329,12 @@ class Cluster(ipyparallel.Cluster):
                     or "it printed nothing; the machine may be overloaded",
                     do="try fewer ranks: %cluster start 2",
                 )
-        strangers = sorted(set(client.ids) - wanted)
+        self._require_no_strangers()
+
+    def _require_no_strangers(self) -> None:
+        """Raise StartError when an engine has registered under a number that is no rank's."""
+        assert self.world is not None
+        strangers = sorted(set(self.world.client.ids) - set(range(self.n)))
         if strangers:
             raise StartError(
                 f"Engines {strangers} registered beside the {self.n} ranks.",
@@ -398,6 +404,7 @@ class Cluster(ipyparallel.Cluster):
                 break
             if client.lost is not None:
                 raise client.lost
+        client.cancel_registrations(ranks)
         self.rank_connection = (await self.controller.get_connection_info())["engine"]
         engines.give_orders()
         await self._wait_for_ranks(silent)

@@ -36,6 +36,9 @@ from .hostfile import Host
 HEARTBEAT_MS = 200
 MISSED_BEATS = 25
 NANNY_GRACE = 0.7  # seconds
+# Seconds that a rank gets from its request to its first heartbeat. Then the controller forgets it,
+# without telling it; on an overloaded machine that took 5.3 s.
+REGISTRATION_TIMEOUT = 60
 
 CONTROLLER_COMMAND = [sys.executable, "-m", "macluster.engine.controller"]
 RANK_COMMAND = [sys.executable, "-m", "macluster.engine.rank"]
@@ -52,7 +55,7 @@ CONTROLLER_ARGUMENTS = [
     "--log-level=WARN",
     f"--HeartMonitor.period={HEARTBEAT_MS}",
     f"--HeartMonitor.max_heartmonitor_misses={MISSED_BEATS}",
-    "--IPController.registration_timeout=5",
+    f"--IPController.registration_timeout={REGISTRATION_TIMEOUT}",
     "--IPController.broadcast_scheduler_depth=0",
 ]
 

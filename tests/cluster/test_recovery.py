@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +104,28 @@ def test_a_rank_that_dies_while_idle_is_replaced_and_told_of(world: macluster.Wo
     assert "SIGKILL" in world.notices[0]
     world.notices.clear()
     assert works(world)
+
+
+def test_a_registration_that_was_begun_by_a_process_that_is_gone_is_forgotten(
+    world: macluster.World,
+) -> None:
+    epoch, client = world.epoch, world.client
+    departed = threading.Event()
+
+    def begin(rank: int) -> None:
+        # In the client's own thread, right after the number became free; nobody beats its heart.
+        content = {"uuid": "somebody-else", "id": rank}
+        client.session.send(client._query_stream, "registration_request", content=content)
+        departed.set()
+
+    mend, client.on_departure = client.on_departure, begin
+    try:
+        os.kill(client.pids[1], signal.SIGKILL)
+        assert departed.wait(PATIENCE)
+        assert works(world)
+    finally:
+        client.on_departure = mend
+    assert world.epoch == epoch + 1  # at the first attempt
 
 
 # -- what belongs to a world that is gone ----------------------------------------------------------
