@@ -25,6 +25,7 @@ class Turnstile:
     def __init__(self) -> None:
         self.begun = 0  # steps, since `reset`
         self.pace = 0.0  # seconds that the last whole step took
+        self.stopped = False  # between two steps, in this cell
         self._last = 0.0
         self._loops = 0
         self._held = False
@@ -36,6 +37,7 @@ class Turnstile:
         with self._changed:
             self.begun, self._loops, self._held, self._stop_before = 0, 0, False, None
             self.pace = self._last = 0.0
+            self.stopped = False
 
     # -- the loop (main thread) --------------------------------------------------------------
 
@@ -61,6 +63,7 @@ class Turnstile:
                 self._held = False  # nobody came back to say where: go on
             elif self.begun >= self._stop_before:
                 self._held, self._stop_before = False, None
+                self.stopped = True
                 raise KeyboardInterrupt
 
     # -- the one who interrupts (another thread) ---------------------------------------------

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
         WorldError,
     )
     from .engine.hostfile import Host, Hostfile
-    from .engine.models.generate import generate, stream_generate
+    from .engine.models.chat import Chat
+    from .engine.models.check import check
+    from .engine.models.generate import batch_generate, generate, stream_generate
     from .engine.models.load import LoadedModel, load
     from .engine.models.shards import shards
     from .engine.models.tiny import toy_path
@@ -44,6 +46,7 @@ __all__ = [
     "CellCancelled",
     "CellError",
     "CellTimeout",
+    "Chat",
     "Cluster",
     "ClusterError",
     "ClusterExists",
@@ -63,6 +66,8 @@ __all__ = [
     "World",
     "WorldBroken",
     "WorldError",
+    "batch_generate",
+    "check",
     "generate",
     "load",
     "load_ipython_extension",
@@ -77,12 +82,15 @@ __all__ = [
 # package for its launchers, and a rank's start should not wait for a model library.
 _HOMES = {
     "Cell": "engine.cell",
+    "Chat": "engine.models.chat",
     "Cluster": "engine.cluster",
     "Host": "engine.hostfile",
     "Hostfile": "engine.hostfile",
     "LoadedModel": "engine.models.load",
     "Recovery": "engine.recovery",
     "World": "engine.world",
+    "batch_generate": "engine.models.generate",
+    "check": "engine.models.check",
     "generate": "engine.models.generate",
     "load": "engine.models.load",
     "shards": "engine.models.shards",

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from .chat import BACKEND_HELP, add_chat
 from .engine.cluster import DEFAULT_NAME, Cluster
 from .engine.errors import MaclusterError
 from .engine.reports import abort_text, stacks_text
@@ -49,10 +50,11 @@ def _parser() -> argparse.ArgumentParser:
 
     start = commands.add_parser("start", help="start a cluster that runs until it is stopped")
     start.add_argument("hosts", metavar="N|HOSTFILE", help="number of ranks here, or a hostfile")
-    start.add_argument("--backend", help="jaccl, jaccl-ring, ring, mpi or nccl")
+    start.add_argument("--backend", help=BACKEND_HELP)
     start.add_argument("--checked", action="store_true", help="compare every collective")
     start.add_argument("--name", default=DEFAULT_NAME)
     start.set_defaults(run=_start)
+    add_chat(commands)
     return parser
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..engine.backends import BACKENDS
 from ..engine.cluster import Cluster
 from ..engine.errors import MaclusterError
-from . import cluster, distributed, variables
+from . import cluster, distributed, model, variables
 from .arguments import Arguments
 from .session import Session
 
@@ -29,13 +29,18 @@ OPTIONS: dict[str, Arguments] = {
     "%scatter": variables.SCATTER,
     "%gather": variables.GATHER,
     "%variables": variables.VARIABLES,
+    "%%chat": model.CHAT,
 }
+VERBS = {"%cluster": cluster.VERBS, "%model": model.VERBS}
 # What may stand behind an option or as an argument, by magic and by argparse's name for it.
 VALUES: dict[tuple[str, str], Callable[[], Iterable[str]]] = {
     ("%cluster start", "backend"): lambda: BACKENDS,
     ("%cluster connect", "name"): lambda: [each.name for each in Cluster.running()],
 }
-NAMES_OF_RANKS = {("%pull", "names"), ("%gather", "names")}
+NAMES_OF_RANKS = {
+    ("%pull", "names"), ("%gather", "names"), ("%model shards", "name"), ("%model check", "name"),
+    ("%%chat", "model"),
+}  # fmt: skip
 # IPython offers these everywhere; no one pulls them.
 NOT_BOUND_BY_CELLS = {*keyword.kwlist, *dir(builtins), "In", "Out", "exit", "quit", "get_ipython"}
 
@@ -132,8 +137,8 @@ def body_start(code: str) -> int | None:
 def option_completions(line: str) -> list[str] | None:
     """Verbs, options and values that fit the end of a magic's line, or None when none are known."""
     before, current = _split(line)
-    if before == ["%cluster"]:
-        return [verb for verb in cluster.VERBS if verb.startswith(current)]
+    if len(before) == 1 and before[0] in VERBS:
+        return [verb for verb in VERBS[before[0]] if verb.startswith(current)]
     parser, words = _parser(before)
     if parser is None:
         return None
@@ -170,8 +175,8 @@ def _split(line: str) -> tuple[list[str], str]:
 
 def _parser(words: list[str]) -> tuple[Arguments | None, list[str]]:
     """The parser of a magic's line that begins with `words`, and the words behind its name."""
-    if words[:1] == ["%cluster"]:
-        return cluster.VERBS.get(words[1]) if len(words) > 1 else None, words[2:]
+    if words and words[0] in VERBS:
+        return VERBS[words[0]].get(words[1]) if len(words) > 1 else None, words[2:]
     return OPTIONS.get(words[0]) if words else None, words[1:]
 
 

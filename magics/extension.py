@@ -7,6 +7,7 @@ from typing import Any
 from .cluster import ClusterMagics
 from .completion import Completion
 from .distributed import DistributedMagics
+from .model import ModelMagics
 from .session import Session
 from .variables import VariableMagics
 
@@ -18,7 +19,7 @@ def load(shell: Any) -> None:
     if id(shell) in _loaded:
         return
     session = Session()
-    for magics in (ClusterMagics, DistributedMagics, VariableMagics):
+    for magics in (ClusterMagics, DistributedMagics, ModelMagics, VariableMagics):
         shell.register_magics(magics(shell, session))
     kernel = getattr(shell, "kernel", None)
     _loaded[id(shell)] = Completion(kernel, session) if kernel is not None else None
@@ -30,8 +31,11 @@ def unload(shell: Any) -> None:
     if completion is not None:
         completion.remove()
     for kind, names in (
-        ("cell", ("distributed", "rank")),
-        ("line", ("cluster", "distributed", "push", "pull", "scatter", "gather", "variables")),
+        ("cell", ("distributed", "rank", "chat")),
+        (
+            "line",
+            ("cluster", "distributed", "model", "push", "pull", "scatter", "gather", "variables"),
+        ),
     ):
         for name in names:
             shell.magics_manager.magics[kind].pop(name, None)

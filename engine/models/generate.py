@@ -61,20 +61,12 @@ def stream_generate(
     """
     import mlx.core as mx
     import mlx_lm
-    from mlx_lm.generate import generation_stream
     from mlx_lm.sample_utils import make_sampler
 
-    sampling: dict[str, Any] = {"temp": temperature, "top_p": top_p}
-    for name in inspect.signature(make_sampler).parameters.keys() & options.keys():
-        sampling[name] = options.pop(name)
-    numbers = {**sampling, "seed": seed, "max_tokens": max_tokens}
-    tokens = together(lambda: _tokens(loaded, prompt, max_tokens))
-    _check_same_request(tokens, numbers)
-    mx.random.seed(seed)
-    # Without a GPU mlx-lm's own stream would be a second CPU stream, and collectives on two
-    # streams mix their data. With one, collectives have the CPU's default stream for themselves.
-    on_cpu = mx.default_device() == mx.cpu
-    stream = mx.default_stream(mx.cpu) if on_cpu else generation_stream
+    sampling = _sampling(temperature, top_p, options)
+    tokens = together(lambda: _checked_tokens(loaded, prompt, max_tokens))
+    _begin([tokens], {**sampling, "seed": seed, "max_tokens": max_tokens})
+    stream = _stream()
     parts = mlx_lm.stream_generate(
         loaded.model,
         loaded.tokenizer,
@@ -114,15 +106,102 @@ def generate(
     return "".join(part.text for part in parts)
 
 
-def _tokens(loaded: LoadedModel, prompt: Any, max_tokens: int) -> list[int]:
-    """The prompt as token ids."""
-    tokenizer = loaded.tokenizer
+def batch_generate(
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt | mx.array],
+    *,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    **options: Any,
+) -> list[str]:
+    """Answer many prompts at once, and return the answers as texts, in the same order.
+
+    Every rank must call it with the same arguments. A step computes one token of every answer, so
+    many answers take little longer than one, until the arithmetic takes longer than reading the
+    weights.
+
+    Args:
+        loaded, max_tokens, temperature, top_p, seed: as for `stream_generate`, for each answer.
+        prompts: each as for `stream_generate`.
+        options: of mlx_lm's `make_sampler` and `BatchGenerator` (completion_batch_size,
+            prefill_batch_size, ...).
+
+    Raises:
+        ModelError: on every rank, when a prompt cannot be used, or the ranks were given different
+            ones.
+    """
+    import mlx.core as mx
+    from mlx_lm.generate import BatchGenerator
+    from mlx_lm.sample_utils import make_sampler
+
+    sampling = _sampling(temperature, top_p, options)
+    tokens = together(lambda: [_checked_tokens(loaded, each, max_tokens) for each in prompts])
+    _begin(tokens, {**sampling, "seed": seed, "max_tokens": max_tokens})
+    stream = _stream()
+    batch = BatchGenerator(
+        loaded.model,
+        stop_tokens=[[token] for token in loaded.tokenizer.eos_token_ids],
+        stream=stream,
+        **{"sampler": make_sampler(**sampling), **options},
+    )
+    numbers = batch.insert(tokens, [max_tokens if max_tokens > 0 else 1 << 30] * len(tokens))
+    answers: dict[int, list[int]] = {number: [] for number in numbers}
+    try:
+        for responses in steps(iter(batch.next_generated, [])):
+            for response in responses:
+                if response.finish_reason != "stop":
+                    answers[response.uid].append(response.token)
+    finally:
+        batch.close()
+        mx.synchronize(stream)
+    return [loaded.tokenizer.decode(answers[number]) for number in numbers]
+
+
+def _sampling(temperature: float, top_p: float, options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `make_sampler`; takes its own out of `options`."""
+    from mlx_lm.sample_utils import make_sampler
+
+    sampling: dict[str, Any] = {"temp": temperature, "top_p": top_p}
+    for name in inspect.signature(make_sampler).parameters.keys() & options.keys():
+        sampling[name] = options.pop(name)
+    return sampling
+
+
+def _begin(prompts: Sequence[Sequence[int]], numbers: Mapping[str, Any]) -> None:
+    """See that all ranks were asked the same, and draw the same random numbers from now on."""
+    import mlx.core as mx
+
+    _check_same_request(prompts, numbers)
+    mx.random.seed(numbers["seed"])
+
+
+def _stream() -> Any:
+    """The stream to generate on.
+
+    Without a GPU mlx-lm's own stream would be a second CPU stream, and collectives on two streams
+    mix their data. With one, collectives have the CPU's default stream for themselves.
+    """
+    import mlx.core as mx
+    from mlx_lm.generate import generation_stream
+
+    return mx.default_stream(mx.cpu) if mx.default_device() == mx.cpu else generation_stream
+
+
+def _checked_tokens(loaded: LoadedModel, prompt: Any, max_tokens: int) -> list[int]:
     if max_tokens == 0:
         raise ModelError(
             "max_tokens=0 leaves nothing to generate.",
             why="a limit was computed as zero",
             do="give a positive number, or -1 for no limit",
         )
+    return prompt_tokens(loaded, prompt)
+
+
+def prompt_tokens(loaded: LoadedModel, prompt: Any) -> list[int]:
+    """A prompt of any kind as token ids. Raises ModelError for one that cannot be used."""
+    tokenizer = loaded.tokenizer
     if isinstance(prompt, str):
         if not tokenizer.has_chat_template:
             tokens = tokenizer.encode(prompt)
@@ -156,12 +235,12 @@ def _tokens(loaded: LoadedModel, prompt: Any, max_tokens: int) -> list[int]:
     return list(tokens)
 
 
-def _check_same_request(tokens: list[int], numbers: Mapping[str, Any]) -> None:
+def _check_same_request(prompts: Sequence[Sequence[int]], numbers: Mapping[str, Any]) -> None:
     """Compare what the ranks were asked. A collective, after which all start at the same time.
 
     Ranks that generate from different prompts wait for each other for ever, or answer nonsense.
     """
-    request = {"prompt": hashlib.sha256(repr(tokens).encode()).hexdigest()[:16], **numbers}
+    request = {"prompt": hashlib.sha256(repr(prompts).encode()).hexdigest()[:16], **numbers}
     texts = {name: str(value) for name, value in request.items()}
     requests = exchange(texts)
     for rank, other in enumerate(requests):

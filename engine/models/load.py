@@ -218,7 +218,7 @@ def _assemble(folder: Path, split: Split, adapter: Path | None, group: Any) -> L
         ) from error
     parameters = get_total_parameters(model)
     if adapter is not None:
-        _fuse(model, adapter)
+        fuse(model, adapter)
     if group.size() > 1 and split.strategy == "tensor":
         split_width(model, config, group)
     elif group.size() > 1:
@@ -237,7 +237,7 @@ def _assemble(folder: Path, split: Split, adapter: Path | None, group: Any) -> L
     )
 
 
-def _fuse(model: nn.Module, adapter: Path) -> None:
+def fuse(model: nn.Module, adapter: Path) -> None:
     """Add an adapter to the weights, before they are cut: shard() knows no adapter."""
     from mlx.utils import tree_unflatten
     from mlx_lm.tuner.utils import load_adapters
@@ -290,6 +290,19 @@ def _read_weights(loaded: LoadedModel) -> None:
         speed = f"{bytes_text(done / seconds)}/s"
         last = f"rank 0: {bytes_text(done)} in {seconds:.1f} s, {speed}"
         print(f"\r{last.ljust(len(line))}" if line else last, flush=True)
+
+
+def held(names: Mapping[str, Any], name: str) -> LoadedModel:
+    """The model that a name is bound to on this rank. Raises ModelError when there is none."""
+    found = names.get(name)
+    if isinstance(found, LoadedModel):
+        return found
+    others = [key for key, value in names.items() if isinstance(value, LoadedModel)]
+    raise ModelError(
+        f"There is no model named {name!r} on the ranks.",
+        why=f"they hold {', '.join(others)}" if others else "they hold none yet",
+        do="%model load PATH" + (f", or name {others[0]!r}" if others else ""),
+    )
 
 
 # -- words -----------------------------------------------------------------------------------------

@@ -1,0 +1,103 @@
+"""`macluster chat`: talk to a model over several ranks, from a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from .engine.cell import Cell
+from .engine.cluster import Cluster
+from .engine.errors import MaclusterError
+from .engine.world import World
+
+BACKEND_HELP = "jaccl, jaccl-ring, ring, mpi or nccl"
+HELP = "/reset begins a new conversation, /quit or Ctrl-D ends; Ctrl-C ends an answer"
+
+
+def add_chat(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    chat = commands.add_parser("chat", help="talk to a model over several ranks")
+    chat.add_argument("--model", required=True, help="a folder, or a repository on the hub")
+    hosts = chat.add_mutually_exclusive_group()
+    hosts.add_argument("-n", type=int, default=1, metavar="N", help="ranks on this machine")
+    hosts.add_argument("--hostfile", metavar="FILE")
+    chat.add_argument("--backend", help=BACKEND_HELP)
+    chat.add_argument("--pipeline", action="store_true", help="split by depth, not by width")
+    chat.add_argument("--adapter", metavar="FOLDER", help="an adapter to fuse into the model")
+    chat.add_argument("--system", metavar="TEXT", help="a first message that sets the tone")
+    chat.add_argument("--max-tokens", type=int, default=1024, metavar="N")
+    chat.add_argument("--temperature", type=float, default=0.0, metavar="T")
+    chat.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    chat.add_argument("--seed", type=int, default=0, metavar="N")
+    chat.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Start a cluster, load the model, and talk until the input ends."""
+    cluster = Cluster(
+        options.hostfile or options.n, backend=options.backend, name=f"chat-{_name(options.model)}"
+    )
+    world = cluster.start_sync(lambda step: print(step, file=sys.stderr, flush=True))
+    try:
+        _do(world, _loading(options)).check()
+        print(HELP, file=sys.stderr)
+        _talk(world, options)
+    finally:
+        cluster.stop_sync()
+
+
+def _name(model: str) -> str:
+    """A cluster's name from a path or a repository's."""
+    last = model.rstrip("/").rpartition("/")[2]
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in last) or "model"
+
+
+def _loading(options: argparse.Namespace) -> str:
+    strategy = "pipeline" if options.pipeline else "auto"
+    return (
+        f"model = macluster.load({options.model!r}, {strategy!r}, adapter={options.adapter!r})\n"
+        f"chat = macluster.Chat(model, system={options.system or ''!r}, "
+        f"max_tokens={options.max_tokens}, temperature={options.temperature}, "
+        f"top_p={options.top_p}, seed={options.seed})\n"
+        "rprint(model, model.reason, sep='\\n')"
+    )
+
+
+def _talk(world: World, options: argparse.Namespace) -> None:
+    while True:
+        try:
+            text = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print(f"\n{HELP}", file=sys.stderr)
+            continue
+        if text in ("/quit", "/exit"):
+            return
+        code = "chat.reset()" if text == "/reset" else f"chat.say({text!r}); None"
+        if not text:
+            continue
+        try:
+            _do(world, code).check()
+        except MaclusterError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            # A rank that was started anew has its part of the model, and no conversation.
+            _do(world, "if 'chat' not in globals():\n    chat = macluster.Chat(model)").check()
+
+
+def _do(world: World, code: str) -> Cell:
+    """Run a cell, and print what rank 0 prints while it does. Ctrl-C ends the cell."""
+
+    def show(rank: int, message: dict[str, Any]) -> None:
+        if rank == 0 and message["header"]["msg_type"] == "stream":
+            stream = sys.stderr if message["content"]["name"] == "stderr" else sys.stdout
+            stream.write(message["content"]["text"])
+            stream.flush()
+
+    cell = world.run(code, on_output=show)
+    try:
+        cell.wait()
+    except KeyboardInterrupt:
+        cell.interrupt("you interrupted it")
+    return cell

@@ -1,0 +1,154 @@
+"""`%model` and `%%chat`: load a model on all ranks, look at it, trust it, talk to it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+
+from ..engine.errors import UsageError
+from .arguments import Arguments
+from .session import Session
+
+HELD = "from macluster.engine.models.load import held\n"
+NAME = "model"  # what a model is bound to on the ranks, unless another name is given
+
+
+def _whole_numbers(text: str) -> list[int]:
+    """ "20,20,21" as numbers, for `--split`."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not like 20,20,21") from None
+
+
+def _name(text: str) -> str:
+    if not text.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be a name")
+    return text
+
+
+LOAD = Arguments("%model load", "Load a model, split over all ranks; it stays loaded.")
+LOAD.add_argument("path", help="a folder, or the id of a repository on the hub")
+LOAD.add_argument("--strategy", choices=("auto", "tensor", "pipeline"), default="auto")
+LOAD.add_argument(
+    "--split", type=_whole_numbers, metavar="N,N,...", help="layers of each rank, for a pipeline"
+)
+LOAD.add_argument("--adapter", metavar="FOLDER", help="an adapter to fuse into it")
+LOAD.add_argument(
+    "--context", type=int, default=4096, metavar="TOKENS",
+    help="tokens that there must be memory for (default: 4096)",
+)  # fmt: skip
+LOAD.add_argument("--name", type=_name, default=NAME, help=f"on the ranks (default: {NAME})")
+SHARDS = Arguments("%model shards", "Who holds which weights, in exact bytes.")
+CHECK = Arguments("%model check", "Compare the split model with the whole one on one rank.")
+CHECK.add_argument(
+    "--lengths", type=_whole_numbers, metavar="N,N,...", help="of the prompts, in tokens"
+)
+for verb in (SHARDS, CHECK):
+    verb.add_argument("name", nargs="?", type=_name, default=NAME, metavar="NAME")
+LIST = Arguments("%model list", "The models that the ranks hold.")
+
+VERBS = {"load": LOAD, "shards": SHARDS, "check": CHECK, "list": LIST}
+
+CHAT = Arguments("%%chat", "Say the cell's text to a model; the answer comes while it is made.")
+CHAT.add_argument("--model", type=_name, default=NAME, metavar="NAME", help=f"default: {NAME}")
+CHAT.add_argument("--chat", type=_name, default="chat", metavar="NAME", help="default: chat")
+CHAT.add_argument("--system", metavar="TEXT", help="a first message; another one begins anew")
+CHAT.add_argument("--reset", action="store_true", help="begin a new conversation")
+CHAT.add_argument("--max-tokens", type=int, metavar="N", help="at most (default: 256)")
+CHAT.add_argument("--temperature", type=float, metavar="T", help="0: the likeliest (default)")
+CHAT.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest of this share")
+CHAT.add_argument("--seed", type=int, metavar="N", help="of what is drawn (default: 0)")
+
+
+@magics_class
+class ModelMagics(Magics):
+    """The models on the ranks. Everything runs as a distributed cell, which is shown as one."""
+
+    def __init__(self, shell: Any, session: Session) -> None:
+        super().__init__(shell)
+        self.shell: Any = shell
+        self.session = session
+
+    @line_magic
+    def model(self, line: str) -> None:
+        verb, _, rest = line.strip().partition(" ")
+        if verb not in VERBS:
+            raise UsageError(
+                f"%model has no verb {verb!r}." if verb else "%model needs a verb.",
+                why="it has " + ", ".join(VERBS),
+                do="%model load PATH, for example; %model? explains all of them",
+            )
+        options = VERBS[verb].read(rest)
+        self._run(getattr(self, f"_{verb}")(options))
+
+    model.__doc__ = (
+        "Load a model over all ranks, see who holds what, and check it.\n\n"
+        + "\n".join(parser.format_help() for parser in VERBS.values())
+    )
+
+    @cell_magic
+    def chat(self, line: str, cell: str) -> None:
+        given = vars(CHAT.read(line))
+        options = {name: value for name, value in given.items() if value is not None}
+        model, chat = options.pop("model"), options.pop("chat")
+        if not options["reset"]:
+            del options["reset"]
+        text = cell.strip()
+        if not text and "reset" not in options:
+            raise UsageError(
+                "There is nothing to say.",
+                why="the cell has no text",
+                do="write what you want to say below %%chat",
+            )
+        self._run(chat_code(model, chat, text, options))
+
+    chat.__doc__ = (
+        "Talk to a model that the ranks hold: write what you want to say below `%%chat`.\n\n"
+        "The conversation goes on from cell to cell; on every rank, `chat.messages` is what was\n"
+        "said. Ctrl-C ends an answer on all ranks after the same token.\n\n" + CHAT.format_help()
+    )
+
+    def _run(self, code: str) -> None:
+        self.shell.run_cell_magic("distributed", "", code)
+
+    @staticmethod
+    def _load(options: argparse.Namespace) -> str:
+        arguments = [repr(options.path), repr(options.strategy)]
+        arguments += [f"split={options.split!r}"] if options.split else []
+        arguments += [f"adapter={options.adapter!r}"] if options.adapter else []
+        arguments.append(f"context={options.context}")
+        name = options.name
+        return (
+            f"{name} = macluster.load({', '.join(arguments)})\n"
+            f"rprint({name}, {name}.reason, sep='\\n')"
+        )
+
+    @staticmethod
+    def _shards(options: argparse.Namespace) -> str:
+        return f"{HELD}macluster.shards(held(globals(), {options.name!r}))"
+
+    @staticmethod
+    def _check(options: argparse.Namespace) -> str:
+        lengths = f", lengths={options.lengths}" if options.lengths else ""
+        return f"{HELD}macluster.check(held(globals(), {options.name!r}){lengths})"
+
+    @staticmethod
+    def _list(options: argparse.Namespace) -> str:
+        return (
+            "for name, value in list(globals().items()):\n"
+            "    if isinstance(value, macluster.LoadedModel) and not name.startswith('_'):\n"
+            "        rprint(name, value)"
+        )
+
+
+def chat_code(model: str, chat: str, text: str, options: Mapping[str, Any]) -> str:
+    """What all ranks run for one turn of a conversation."""
+    return (
+        f"{HELD}from macluster.engine.models.chat import say\n"
+        f"{chat} = say(globals().get({chat!r}), held(globals(), {model!r}), {text!r}, "
+        f"{dict(options)!r})"
+    )
