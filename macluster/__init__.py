@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from .engine.models.generate import batch_generate, generate, stream_generate
     from .engine.models.load import LoadedModel, load
     from .engine.models.shards import shards
+    from .engine.models.timing import token_time
     from .engine.models.tiny import toy_path
+    from .engine.plan.planner import plan
     from .engine.recovery import Recovery
     from .engine.steps import steps
     from .engine.world import World
@@ -71,9 +73,11 @@ __all__ = [
     "generate",
     "load",
     "load_ipython_extension",
+    "plan",
     "shards",
     "steps",
     "stream_generate",
+    "token_time",
     "toy_path",
     "unload_ipython_extension",
 ]
@@ -93,9 +97,11 @@ _HOMES = {
     "check": "engine.models.check",
     "generate": "engine.models.generate",
     "load": "engine.models.load",
+    "plan": "engine.plan.planner",
     "shards": "engine.models.shards",
     "steps": "engine.steps",
     "stream_generate": "engine.models.generate",
+    "token_time": "engine.models.timing",
     "toy_path": "engine.models.tiny",
 }
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from .chat import BACKEND_HELP, add_chat
 from .engine.cluster import DEFAULT_NAME, Cluster
 from .engine.errors import MaclusterError
+from .engine.plan.planner import plan
 from .engine.reports import abort_text, stacks_text
 from .engine.tables import Table
 
@@ -54,6 +55,16 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--checked", action="store_true", help="compare every collective")
     start.add_argument("--name", default=DEFAULT_NAME)
     start.set_defaults(run=_start)
+    planning = commands.add_parser("plan", help="whether a model fits, and how fast it would be")
+    planning.add_argument("model", help='a folder, or a name such as "DeepSeek-V3.1 8-bit"')
+    planning.add_argument(
+        "hosts", help='for example "4 x M3 Ultra 512GB, mesh", or a number of ranks'
+    )
+    planning.add_argument("--strategy", choices=("auto", "tensor", "pipeline"), default="auto")
+    planning.add_argument("--context", type=int, default=8192, metavar="TOKENS")
+    planning.add_argument("--prompt", type=int, default=512, metavar="TOKENS")
+    planning.set_defaults(run=_plan)
+
     add_chat(commands)
     return parser
 
@@ -106,6 +117,19 @@ def _start(options: argparse.Namespace) -> None:
     cluster.start_sync(_progress)
     cluster.disconnect()
     print(f"%cluster connect {options.name} uses it in a notebook; `macluster stop` ends it")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    hosts = int(options.hosts) if options.hosts.isdigit() else options.hosts
+    print(
+        plan(
+            options.model,
+            hosts,
+            strategy=options.strategy,
+            context=options.context,
+            prompt=options.prompt,
+        )
+    )
 
 
 def _progress(step: str) -> None:

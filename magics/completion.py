@@ -39,6 +39,7 @@ VALUES: dict[tuple[str, str], Callable[[], Iterable[str]]] = {
 }
 NAMES_OF_RANKS = {
     ("%pull", "names"), ("%gather", "names"), ("%model shards", "name"), ("%model check", "name"),
+    ("%model time", "name"),
     ("%%chat", "model"),
 }  # fmt: skip
 # IPython offers these everywhere; no one pulls them.

@@ -9,6 +9,7 @@ from typing import Any
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
 from ..engine.errors import UsageError
+from ..engine.plan.planner import Plan, plan
 from .arguments import Arguments
 from .session import Session
 
@@ -47,11 +48,18 @@ CHECK = Arguments("%model check", "Compare the split model with the whole one on
 CHECK.add_argument(
     "--lengths", type=_whole_numbers, metavar="N,N,...", help="of the prompts, in tokens"
 )
-for verb in (SHARDS, CHECK):
+TIME = Arguments("%model time", "Where the time of a token goes: compute, wait, wire.")
+for verb in (SHARDS, CHECK, TIME):
     verb.add_argument("name", nargs="?", type=_name, default=NAME, metavar="NAME")
 LIST = Arguments("%model list", "The models that the ranks hold.")
+PLAN = Arguments("%model plan", "Whether a model would fit on some Macs, and how fast it would be.")
+PLAN.add_argument("path", metavar="MODEL", help='a folder, or a name such as "DeepSeek-V3.1 8-bit"')
+PLAN.add_argument("hosts", help='for example "4 x M3 Ultra 512GB, mesh", or a number of ranks here')
+PLAN.add_argument("--strategy", choices=("auto", "tensor", "pipeline"), default="auto")
+PLAN.add_argument("--context", type=int, default=8192, metavar="TOKENS", help="default: 8192")
+PLAN.add_argument("--prompt", type=int, default=512, metavar="TOKENS", help="default: 512")
 
-VERBS = {"load": LOAD, "shards": SHARDS, "check": CHECK, "list": LIST}
+VERBS = {"plan": PLAN, "load": LOAD, "shards": SHARDS, "check": CHECK, "time": TIME, "list": LIST}
 
 CHAT = Arguments("%%chat", "Say the cell's text to a model; the answer comes while it is made.")
 CHAT.add_argument("--model", type=_name, default=NAME, metavar="NAME", help=f"default: {NAME}")
@@ -74,7 +82,7 @@ class ModelMagics(Magics):
         self.session = session
 
     @line_magic
-    def model(self, line: str) -> None:
+    def model(self, line: str) -> Plan | None:
         verb, _, rest = line.strip().partition(" ")
         if verb not in VERBS:
             raise UsageError(
@@ -83,10 +91,20 @@ class ModelMagics(Magics):
                 do="%model load PATH, for example; %model? explains all of them",
             )
         options = VERBS[verb].read(rest)
+        if verb == "plan":
+            # On paper: no cluster is needed.
+            return plan(
+                options.path,
+                int(options.hosts) if options.hosts.isdigit() else options.hosts,
+                strategy=options.strategy,
+                context=options.context,
+                prompt=options.prompt,
+            )
         self._run(getattr(self, f"_{verb}")(options))
+        return None
 
     model.__doc__ = (
-        "Load a model over all ranks, see who holds what, and check it.\n\n"
+        "Plan for a model, load it over all ranks, see who holds what, and check it.\n\n"
         + "\n".join(parser.format_help() for parser in VERBS.values())
     )
 
@@ -135,6 +153,10 @@ class ModelMagics(Magics):
     def _check(options: argparse.Namespace) -> str:
         lengths = f", lengths={options.lengths}" if options.lengths else ""
         return f"{HELD}macluster.check(held(globals(), {options.name!r}){lengths})"
+
+    @staticmethod
+    def _time(options: argparse.Namespace) -> str:
+        return f"{HELD}macluster.token_time(held(globals(), {options.name!r}))"
 
     @staticmethod
     def _list(options: argparse.Namespace) -> str:

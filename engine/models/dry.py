@@ -22,6 +22,7 @@ import attrs
 from ..errors import ModelError
 from .shards import Part, ShardMap, compare, shard_map
 from .splitting import Split, Strategy, Wish
+from .trial import CacheSize
 
 if TYPE_CHECKING:
     from mlx import nn
@@ -39,14 +40,14 @@ _TOP_K = (
 class RankPart:
     """One rank's share of a model.
 
-    Bytes of `weights` and of the prompt `cache` for each context that was asked for, bytes that it
-    reads for one token (`active`: without the experts and the rows of the embedding that a token
-    does not use), and the collectives of one token as (name, bytes put in).
+    Bytes of `weights`, the size of its prompt `cache`, the bytes that it reads for one token
+    (`active`: without the experts and the rows of the embedding that a token does not use), and the
+    collectives of one token as (name, bytes put in).
     """
 
     weights: int
     active: int
-    cache: tuple[int, ...]
+    cache: CacheSize
     wire: tuple[tuple[str, int], ...]
 
 
@@ -58,7 +59,6 @@ class DryRun:
     split: Split
     shards: ShardMap
     ranks: tuple[RankPart, ...]
-    contexts: tuple[int, ...]
     layers: int
     hidden: int
     parameters: int
@@ -70,7 +70,7 @@ def dry_run(
     strategy: Strategy | Literal["auto"] = "auto",
     *,
     layers: Sequence[int] | None = None,
-    contexts: Sequence[int] = (4096,),
+    context: int = 4096,
     budgets: Sequence[int] | None = None,
 ) -> DryRun:
     """Divide a model over `size` ranks without loading it.
@@ -80,9 +80,8 @@ def dry_run(
             configuration as a dict.
         strategy: as for `load`.
         layers: for a pipeline, the layers of each rank; rank 0 has the last ones.
-        contexts: the numbers of tokens to tell the cache's size for.
-        budgets: bytes of memory of each rank. Where the strategy is "auto" or the parts of a
-            pipeline are not given, they decide.
+        budgets: bytes of memory of each rank, for its part and a cache of `context` tokens. Where
+            the strategy is "auto" or the parts of a pipeline are not given, they decide.
 
     Raises:
         ModelError: when the model cannot be divided this way, does not fit into `budgets`, or
@@ -93,17 +92,24 @@ def dry_run(
         "size": size,
         "strategy": strategy,
         "layers": None if layers is None else list(layers),
-        "contexts": list(contexts),
+        "context": context,
         "budgets": None if budgets is None else list(budgets),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "macluster.engine.models.dry"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "macluster.engine.models.dry"],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelError(
+            f"The model could not be divided on paper within {TIMEOUT:.0f} s.",
+            why="it has very many layers, or the machine is overloaded",
+            do="try again, with fewer ranks",
+        ) from None
     if done.returncode != 0:
         raise ModelError(
             "The model could not be divided on paper.",
@@ -123,16 +129,20 @@ def dry_run(
             RankPart(
                 weights=sum(part.bytes for part in mine),
                 active=each["active"],
-                cache=tuple(each["cache"]),
+                cache=read_cache(*each["cache"]),
                 wire=tuple((op, count) for op, count in each["wire"]),
             )
             for mine, each in zip(parts, answer["ranks"], strict=True)
         ),
-        contexts=tuple(contexts),
         layers=answer["layers"],
         hidden=answer["hidden"],
         parameters=answer["parameters"],
     )
+
+
+def read_cache(fixed: int, block: int, token: int, windows: Sequence[Sequence[int]]) -> CacheSize:
+    """A CacheSize that came as JSON."""
+    return CacheSize(fixed, block, token, tuple((each, most) for each, most in windows))
 
 
 # -- in the child process --------------------------------------------------------------------------
@@ -193,7 +203,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
 
     from .folder import arrays
     from .splitting import Budget, choose, split_depth, split_width
-    from .trial import DryGroup, cache_bytes, wire_per_token
+    from .trial import DryGroup, cache_size, wire_per_token
 
     def whole() -> tuple[nn.Module, dict[str, Any]]:
         return paper_model(request["source"])
@@ -201,7 +211,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     size, layers = request["size"], request["layers"]
     model, config = whole()
     text = {**config, **config.get("text_config", {})}
-    wish = Wish(request["strategy"], layers and tuple(layers), max(request["contexts"]))
+    wish = Wish(request["strategy"], layers and tuple(layers), request["context"])
     room = request["budgets"] or [1 << 62] * size
     split = choose(whole, wish, [Budget(each, "its memory") for each in room])
     full = arrays(model)
@@ -217,7 +227,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
             {
                 "parts": [attrs.astuple(each) for each in compare(full, arrays(part))],
                 "active": _active_bytes(part, text),
-                "cache": [cache_bytes(part, tokens, size) for tokens in request["contexts"]],
+                "cache": attrs.astuple(cache_size(part, size)),
                 "wire": [[wire.op, wire.bytes] for wire in wire_per_token(part, size)],
             }
         )
@@ -244,10 +254,12 @@ def _active_bytes(part: nn.Module, text: dict[str, Any]) -> int:
     top_k = next((text[name] for name in _TOP_K if isinstance(text.get(name), int)), None)
     tied = bool(text.get("tie_word_embeddings"))
     total = 0
-    for _, module in part.named_modules():
-        own = [value for name, value in arrays(module).items() if "." not in name]
+    for name, module in part.named_modules():
+        own = [value for key, value in arrays(module).items() if "." not in key]
         count = sum(value.nbytes for value in own)
-        if isinstance(module, (SwitchLinear, QuantizedSwitchLinear)) and top_k:
+        # deepseek_v41 uses one for its output groups, too, all of which a token visits.
+        expert = "switch" in name or "expert" in name
+        if expert and isinstance(module, (SwitchLinear, QuantizedSwitchLinear)) and top_k:
             experts = module.weight.shape[0]
             count = count * min(top_k, experts) // experts
         elif isinstance(module, (nn.Embedding, nn.QuantizedEmbedding)) and not tied:

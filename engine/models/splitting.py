@@ -11,7 +11,7 @@ import attrs
 from ..errors import ModelError
 from ..units import bytes_text
 from .folder import arrays, first_line
-from .trial import DryGroup, cache_by_layer, cache_bytes
+from .trial import CacheSize, DryGroup, cache_by_layer, cache_size
 
 if TYPE_CHECKING:
     from mlx import nn
@@ -138,7 +138,7 @@ def needs_by_width(part: nn.Module, size: int, context: int) -> list[int]:
     # A model that cannot be tried out here may be loaded all the same; its cache counts nothing.
     cache = 0
     with contextlib.suppress(ModelError):
-        cache = cache_bytes(part, context, size)
+        cache = cache_size(part, size).bytes(context)
     return [_weight_bytes(part) + cache] * size
 
 
@@ -154,12 +154,14 @@ def needs_by_depth(whole: Any, layers: Sequence[int], context: int) -> list[int]
 
 def _layer_costs(whole: Any, context: int) -> tuple[int, list[int]]:
     """What every rank holds beside its layers, and what each layer costs, with its cache."""
-    caches = [0] * len(whole.layers)
+    caches = [CacheSize()] * len(whole.layers)
     with contextlib.suppress(ModelError):
-        caches = cache_by_layer(whole, context)
+        caches = cache_by_layer(whole)
     weights = [_weight_bytes(layer) for layer in whole.layers]
     fixed = _weight_bytes(whole) - sum(weights)
-    return fixed, [weight + cache for weight, cache in zip(weights, caches, strict=True)]
+    return fixed, [
+        weight + cache.bytes(context) for weight, cache in zip(weights, caches, strict=True)
+    ]
 
 
 def even(layers: int, size: int) -> tuple[int, ...]:

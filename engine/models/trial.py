@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from mlx import nn
 
 
+BLOCK = 256  # tokens; mlx-lm's caches grow by as many
+FEW = 8  # tokens, after which states of a fixed size have it
+
+
 class DryGroup:
     """The place of one rank in a world that does not exist. Takes the place of MLX's group."""
 
@@ -44,22 +48,80 @@ class Wire:
     bytes: int
 
 
-def cache_bytes(model: nn.Module, tokens: int, size: int) -> int:
-    """The bytes of the prompt cache that holds `tokens` tokens, on the rank that `model` is of.
+@attrs.frozen
+class CacheSize:
+    """How large a prompt cache gets.
+
+    `fixed` bytes however long the prompt, `block` bytes for every BLOCK tokens that are begun,
+    `token` bytes for every token, and for each of `windows` (bytes of one token, tokens at most)
+    those of the last tokens.
+    """
+
+    fixed: int = 0
+    block: int = 0
+    token: int = 0
+    windows: tuple[tuple[int, int], ...] = ()
+
+    def bytes(self, tokens: int) -> int:
+        """The bytes for a context of so many tokens, as they lie in memory."""
+        blocks = -(-tokens // BLOCK)
+        # A window that is not full yet grows by a block when it has to.
+        seen = sum(each * min(most, tokens + BLOCK - 1) for each, most in self.windows)
+        return self.fixed + self.block * blocks + self.token * tokens + seen
+
+    def __add__(self, other: CacheSize) -> CacheSize:
+        return CacheSize(
+            self.fixed + other.fixed,
+            self.block + other.block,
+            self.token + other.token,
+            self.windows + other.windows,
+        )
+
+
+def cache_size(model: nn.Module, size: int) -> CacheSize:
+    """The prompt cache on the rank that `model` is of.
 
     Raises ModelError when the model cannot run here; so do the next two.
     """
-    return sum(_caches(model, tokens, size))
+    return sum(_caches(model, size), CacheSize())
 
 
-def cache_by_layer(model: nn.Module, tokens: int) -> list[int]:
+def cache_by_layer(model: nn.Module) -> list[CacheSize]:
     """The same for each layer of a model that is whole."""
-    return _caches(model, tokens, 1)
+    return _caches(model, 1)
 
 
-def _caches(model: nn.Module, tokens: int, size: int) -> list[int]:
+def _caches(model: nn.Module, size: int) -> list[CacheSize]:
     with _on_shapes(size):
-        return [_nbytes(each) for each in _call(model, [tokens])]
+        found = [_law(each) for each in _call(model, [FEW])]
+        if None not in found:
+            return [each for each in found if each is not None]
+        # A cache of the model's own: see how it grows, once its windows are full.
+        short, long = (_call(model, [count * BLOCK]) for count in (2, 4))
+        sizes = [(_nbytes(one), _nbytes(two)) for one, two in zip(short, long, strict=True)]
+        return [
+            CacheSize(fixed=2 * one - two, token=(two - one) // (2 * BLOCK)) for one, two in sizes
+        ]
+
+
+def _law(cache: Any) -> CacheSize | None:
+    """How a cache that holds a FEW tokens grows, where that is known."""
+    from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
+
+    if hasattr(cache, "caches"):
+        laws = [_law(each) for each in cache.caches]
+        known = [each for each in laws if each is not None]
+        return sum(known, CacheSize()) if len(known) == len(laws) else None
+    bytes_ = _nbytes(cache)
+    if isinstance(cache, ArraysCache):
+        return CacheSize(fixed=bytes_)
+    if type(cache) not in (KVCache, RotatingKVCache):
+        return None
+    if cache.keys is None:  # of a layer that another rank has
+        return CacheSize()
+    if type(cache) is KVCache:
+        return CacheSize(block=bytes_)
+    return CacheSize(windows=((bytes_ // cache.keys.shape[2], cache.max_size),))
 
 
 def wire_per_token(model: nn.Module, size: int) -> list[Wire]:

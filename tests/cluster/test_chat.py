@@ -221,6 +221,56 @@ def test_ranks_that_disagree_are_caught(two: macluster.World) -> None:
         assert verdict.startswith("the ranks disagree with each other")
 
 
+# -- where the time goes ---------------------------------------------------------------------------
+
+TIMED = """
+before = mx.distributed.all_sum
+found = macluster.token_time(model, tokens=12)
+print(json.dumps([[[each.compute, each.wait, each.wire, each.collectives, each.bytes]
+                   for each in found.ranks], found.timed, found.straggler, repr(found),
+                  mx.distributed.all_sum is before]))
+"""
+
+
+def test_the_time_of_a_token_is_taken_apart(model: macluster.World) -> None:
+    found = answers(model, TIMED)
+    assert found[0] == found[1]
+    ranks, timed, _, text, restored = found[0]
+    assert restored
+    assert "collectives" in text
+    for compute, wait, wire, collectives, count in ranks:
+        assert collectives > 0
+        assert count > 0
+        # Medians of the parts need not add up to the median of the whole, but nearly do.
+        assert 0.5 * timed < compute[0] + wait[0] + wire[0] < 1.5 * timed
+        assert compute[0] <= compute[1]
+
+
+SLOW = """
+class Slow:
+    def __init__(self, layer):
+        self.layer = layer
+    def __getattr__(self, name):
+        return getattr(self.layer, name)
+    def __call__(self, *args, **options):
+        import time
+        end = time.thread_time() + 0.05
+        while time.thread_time() < end:
+            pass
+        return self.layer(*args, **options)
+if rank == 1:
+    model.model.model.layers = [Slow(layer) for layer in model.model.model.layers]
+"""
+
+
+def test_a_rank_that_the_others_wait_for_is_named(two: macluster.World) -> None:
+    two.run(f"model = macluster.load({TOY!r}, 'tensor')\n{SLOW}").result(TIMEOUT)
+    for ranks, _, straggler, text, _ in answers(two, TIMED):
+        assert straggler == 1
+        assert "rank 0 waits for rank 1" in text
+        assert ranks[0][1][0] > ranks[1][1][0]  # rank 0 waits, rank 1 does not
+
+
 # -- in a notebook, and in a terminal --------------------------------------------------------------
 
 
@@ -246,6 +296,7 @@ def test_models_and_conversations_have_magics(nb: Notebook) -> None:
     assert "626.7 kB   296.4 kB" in nb.ok("%model shards").result
     checked = nb.ok("%model check --lengths 3,30").result
     assert "ok: the split model computes what the whole one does" in " ".join(checked.split())
+    assert "% compute" in nb.ok("%model time").result
     first = nb.ok(f"%%chat\n{FRANCE}\n").text()
     assert first.startswith("The capital of France is Paris.\n[")
     assert "tokens/s, first after" in first
@@ -254,6 +305,9 @@ def test_models_and_conversations_have_magics(nb: Notebook) -> None:
     nb.ok(f"%%chat --reset --system 'You can count.'\n{COUNT}")
     assert nb.ok("%%distributed\nrprint(len(chat.messages))").text() == "3\n"
     assert "There is nothing to say" in nb.run("%%chat\n ").evalue
+    planned = nb.ok(f"%model plan {TOY} '2 x M3 Ultra 512GB, mesh' --context 512").result
+    assert "tensor" in planned
+    assert "Predicted, not measured" in planned
     assert "%model has no verb 'lod'" in nb.run("%model lod x").evalue
     assert nb.complete("%model sh")["matches"] == ["shards"]
     assert nb.complete("%model load x --str")["matches"] == ["--strategy"]

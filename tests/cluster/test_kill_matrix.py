@@ -20,6 +20,7 @@ import macluster
 from macluster.engine import cluster as cluster_module
 from macluster.engine import forming
 from macluster.engine.hostfile import describe_ranks
+from macluster.engine.launch import RankSetLauncher
 from macluster.engine.processes import runs
 from tests.cluster.faults import (
     EXCEPTION,
@@ -346,9 +347,9 @@ class Start:
     error: macluster.MaclusterError | None = None
     processes: list[psutil.Process] = attrs.field(factory=list)
 
-    def attempt(self, progress: Callable[[str], None] = cluster_module.silent) -> Start:
+    def attempt(self) -> Start:
         with pytest.raises(macluster.MaclusterError) as caught:
-            self.cluster.start_sync(progress)
+            self.cluster.start_sync()
         self.error = caught.value
         return self
 
@@ -407,23 +408,23 @@ def test_a_rank_that_fails_before_it_has_registered_is_named(
     # The other rank has registered long before; only a stopped one is waited for.
     monkeypatch.setattr(cluster_module, "START_TIMEOUT", 8.0)
 
-    def attempt(fault: Fault) -> Start:
+    give_orders = RankSetLauncher.give_orders
+
+    for fault in (STOP, KILL, INTERRUPT):
         start = Start(macluster.Cluster(2, name=f"matrix-register-{fault}"))
 
-        def hit(step: str) -> None:
-            if step != "starting 2 ranks on ring" and not start.processes:
-                start.processes += family(start.cluster)
-                os.kill(start.cluster.engine_set.launchers["1"].pid, fault.signal)
+        def hit(ranks: RankSetLauncher) -> None:
+            # Without its orders a rank cannot have registered.
+            start.processes += family(start.cluster)  # noqa: B023
+            os.kill(ranks.launchers["1"].pid, fault.signal)  # noqa: B023
+            give_orders(ranks)
 
-        return start.attempt(hit)
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for start in pool.map(attempt, [STOP, KILL, INTERRUPT]):
-            error = start.error
-            assert isinstance(error, macluster.StartError)
-            assert error.what.startswith("Rank 1 ")
-            assert error.do
-            start.check_gone(3)
+        monkeypatch.setattr(RankSetLauncher, "give_orders", hit)
+        error = start.attempt().error
+        assert isinstance(error, macluster.StartError)
+        assert error.what.startswith("Rank 1 ")
+        assert error.do
+        start.check_gone(3)
 
 
 # -- while a cluster ends --------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Planning: does a model fit on some Macs, and how fast will it be, before anything is loaded."""
