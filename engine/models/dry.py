@@ -205,7 +205,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     from .splitting import Budget, choose, split_depth, split_width
     from .trial import DryGroup, cache_size, wire_per_token
 
-    def whole() -> tuple[nn.Module, dict[str, Any]]:
+    def whole() -> tuple[Any, dict[str, Any]]:
         return paper_model(request["source"])
 
     size, layers = request["size"], request["layers"]
