@@ -230,18 +230,24 @@ class RankClient(ipyparallel.Client):
             elif request.reply is not None:
                 request.future.set_result(request.reply)
 
-    def cancel_registrations(self, ranks: Sequence[int]) -> None:
+    async def cancel_registrations(self, ranks: Sequence[int]) -> None:
         """Have the controller forget registrations that were begun under these numbers.
 
         A process that is killed in the middle of one would keep its number taken for a minute.
         """
 
+        sent: Future[None] = Future()
+
         def send() -> None:
             for rank in ranks:
                 content = {"id": rank}
                 self.session.send(self._query_stream, "unregistration_request", content=content)
+            self._query_stream.flush()
+            sent.set_result(None)
 
         self._io_loop.add_callback(send)
+        # Their successors register as soon as they are told to, and must come after this.
+        await asyncio.wrap_future(sent)
 
     async def until(self, condition: Callable[[set[int]], bool], timeout: float) -> bool:
         """Wait until `condition` holds for the set of registered ranks. False after `timeout`."""

@@ -187,8 +187,9 @@ class Cluster(ipyparallel.Cluster):
     async def start(self, progress: Progress = silent) -> World:
         """Start the controller and the ranks, form the world, and return it.
 
-        Calls `progress` with a few words at each step. When anything fails, nothing is left
-        running. Raises ClusterExists, StartError, or what the backend's checks raise.
+        Calls `progress` with a few words at each step, in another thread. When anything fails,
+        nothing is left running. Raises ClusterExists, StartError, or what the backend's checks
+        raise.
         """
         if self.world is not None:
             raise ClusterExists(
@@ -203,9 +204,10 @@ class Cluster(ipyparallel.Cluster):
                 do="Cluster(2).start_sync()",
             )
         async with self.supervisor.turn:
+            files = self.files  # before there is a birth: so far it has no name
             self.owner_pid, self.birth = os.getpid(), uuid.uuid4().hex
             try:
-                await self.files.take_name(self.to_dict())
+                await files.take_name(self.to_dict())
             except OSError as error:
                 raise self._not_started(error, "") from error
             try:
@@ -404,7 +406,7 @@ class Cluster(ipyparallel.Cluster):
                 break
             if client.lost is not None:
                 raise client.lost
-        client.cancel_registrations(ranks)
+        await client.cancel_registrations(ranks)
         self.rank_connection = (await self.controller.get_connection_info())["engine"]
         engines.give_orders()
         await self._wait_for_ranks(silent)
@@ -416,6 +418,8 @@ class Cluster(ipyparallel.Cluster):
 
     def adopt_from_file(self) -> None:
         """Take over the ranks that another process has started since we looked."""
+        if self.files.gone:
+            return  # what lies there now belongs to another cluster
         with contextlib.suppress(OSError, ValueError, KeyError):
             facts = self.files.read()
             [engines] = facts["engines"]["sets"].values()

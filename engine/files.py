@@ -92,8 +92,8 @@ class ClusterFiles:
             f"{folder}/security/cluster-{name}.lock",
             f"{folder}/security/ipcontroller-{name}-client.json",
             f"{folder}/security/ipcontroller-{name}-engine.json",
-            f"{folder}/log/macluster-{name}-rank-*.log",
-            f"{folder}/log/ipcontroller-{name}-*.log",
+            f"{folder}/log/macluster-{name}-rank-[0-9]*.log",
+            f"{folder}/log/ipcontroller-{name}-[0-9]*.log",
             f"{folder}/log/engines{name}.json",
         ]
 
@@ -186,7 +186,7 @@ class ClusterFiles:
 
         After `patience` seconds, go on without.
         """
-        if not self.birth:
+        if self.gone:
             yield
             return
         loop = asyncio.get_running_loop()

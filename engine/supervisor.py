@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -104,11 +105,21 @@ class Supervisor:
 
     def on_departure(self, rank: int) -> None:
         """A rank is gone (called in the client's IO thread): have the world mended."""
-        Job(self._replace(rank))
+        self._start(self._replace(rank), f"the successor of rank {rank}")
 
     def on_controller_end(self) -> None:
         """The controller is gone (called in the watching thread): the ranks are of no use."""
-        Job(self._end_ranks())
+        self._start(self._end_ranks(), "the end of the ranks")
+
+    def _start(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Do something that nobody waits for; a failure is told to whoever looks next."""
+
+        def tell(done: Future[None]) -> None:
+            world = self.cluster.world
+            if world is not None and not done.cancelled() and done.exception() is not None:
+                world.notices.append(f"{what} failed: {done.exception()!r}")
+
+        Job(work).future.add_done_callback(tell)
 
     async def _end_ranks(self) -> None:
         cluster = self.cluster

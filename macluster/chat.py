@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -35,9 +36,8 @@ def add_chat(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Start a cluster, load the model, and talk until the input ends."""
-    cluster = Cluster(
-        options.hostfile or options.n, backend=options.backend, name=f"chat-{_name(options.model)}"
-    )
+    name = f"chat-{_name(options.model)}-{os.getpid()}"
+    cluster = Cluster(options.hostfile or options.n, backend=options.backend, name=name)
     world = cluster.start_sync(lambda step: print(step, file=sys.stderr, flush=True))
     try:
         _do(world, _loading(options)).check()
@@ -57,10 +57,15 @@ def _loading(options: argparse.Namespace) -> str:
     strategy = "pipeline" if options.pipeline else "auto"
     return (
         f"model = macluster.load({options.model!r}, {strategy!r}, adapter={options.adapter!r})\n"
+        "rprint(model, model.reason, sep='\\n')\n" + _beginning(options)
+    )
+
+
+def _beginning(options: argparse.Namespace) -> str:
+    return (
         f"chat = macluster.Chat(model, system={options.system or ''!r}, "
         f"max_tokens={options.max_tokens}, temperature={options.temperature}, "
-        f"top_p={options.top_p}, seed={options.seed})\n"
-        "rprint(model, model.reason, sep='\\n')"
+        f"top_p={options.top_p}, seed={options.seed})"
     )
 
 
@@ -83,7 +88,7 @@ def _talk(world: World, options: argparse.Namespace) -> None:
         except MaclusterError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             # A rank that was started anew has its part of the model, and no conversation.
-            _do(world, "if 'chat' not in globals():\n    chat = macluster.Chat(model)").check()
+            _do(world, f"if 'chat' not in globals():\n    {_beginning(options)}").check()
 
 
 def _do(world: World, code: str) -> Cell:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import keyword
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..engine.plan.planner import Plan, plan
 from .arguments import Arguments
 from .session import Session
 
-HELD = "from macluster.engine.models.load import held\n"
+TAKEN = {"group", "macluster", "mx", "rank", "rprint", "size"}  # what every cell on a rank finds
 NAME = "model"  # what a model is bound to on the ranks, unless another name is given
 
 
@@ -26,7 +27,7 @@ def _whole_numbers(text: str) -> list[int]:
 
 
 def _name(text: str) -> str:
-    if not text.isidentifier():
+    if not text.isidentifier() or keyword.iskeyword(text) or text in TAKEN:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be a name")
     return text
 
@@ -147,30 +148,37 @@ class ModelMagics(Magics):
 
     @staticmethod
     def _shards(options: argparse.Namespace) -> str:
-        return f"{HELD}macluster.shards(held(globals(), {options.name!r}))"
+        return f"macluster.shards({_held(options.name)})"
 
     @staticmethod
     def _check(options: argparse.Namespace) -> str:
         lengths = f", lengths={options.lengths}" if options.lengths else ""
-        return f"{HELD}macluster.check(held(globals(), {options.name!r}){lengths})"
+        return f"macluster.check({_held(options.name)}{lengths})"
 
     @staticmethod
     def _time(options: argparse.Namespace) -> str:
-        return f"{HELD}macluster.token_time(held(globals(), {options.name!r}))"
+        return f"macluster.token_time({_held(options.name)})"
 
     @staticmethod
     def _list(options: argparse.Namespace) -> str:
-        return (
-            "for name, value in list(globals().items()):\n"
-            "    if isinstance(value, macluster.LoadedModel) and not name.startswith('_'):\n"
-            "        rprint(name, value)"
-        )
+        listing = f"{_from('load', 'models_in')}(globals()).items()"
+        return f"rprint(*(f'{{_name}}: {{_model}}' for _name, _model in {listing}), sep='\\n')"
 
 
 def chat_code(model: str, chat: str, text: str, options: Mapping[str, Any]) -> str:
     """What all ranks run for one turn of a conversation."""
-    return (
-        f"{HELD}from macluster.engine.models.chat import say\n"
-        f"{chat} = say(globals().get({chat!r}), held(globals(), {model!r}), {text!r}, "
-        f"{dict(options)!r})"
-    )
+    turn = dict(options)
+    how = {name: turn.pop(name) for name in ("system", "reset") if name in turn}
+    begin = f"{_from('chat', 'conversation')}(globals().get({chat!r}), {_held(model)}, **{how!r})"
+    say = f"\n{chat}.say({text!r}, **{turn!r});" if text else ""
+    # Bound before anything is said: an interrupt must not lose it.
+    return f"{chat} = {begin}{say}"
+
+
+def _from(module: str, name: str) -> str:
+    """An expression for one of our functions that binds no name on the ranks."""
+    return f"__import__('macluster.engine.models.{module}', fromlist=['{name}']).{name}"
+
+
+def _held(name: str) -> str:
+    return f"{_from('load', 'held')}(globals(), {name!r})"

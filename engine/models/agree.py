@@ -38,19 +38,7 @@ def together(step: Callable[[], Result]) -> Result:
 
     Raises ModelError on every rank when it failed on one of them.
     """
-    results: list[Result] = []
-    error: ModelError | None = None
-    try:
-        results.append(step())
-    except ModelError as caught:
-        error = caught
-    except Exception as caught:
-        error = ModelError(
-            f"{type(caught).__name__}: {caught}",
-            why="an error that macluster does not know",
-            do="run the same lines in a plain cell, without a cluster, to see where it comes from",
-        )
-        error.__cause__ = caught
+    results, error = _attempt(step)
     reports = exchange(error and {"what": error.what, "why": error.why, "do": error.do})
     failed = {rank: report for rank, report in enumerate(reports) if report is not None}
     if not failed:
@@ -61,3 +49,33 @@ def together(step: Callable[[], Result]) -> Result:
     same = [rank for rank, report in failed.items() if report == first]
     what = f"{describe_ranks(same).capitalize()}: {first['what']}"
     raise ModelError(what, why=first["why"], do=first["do"]) from error
+
+
+def by_one(step: Callable[[], Any], rank: int) -> Any:
+    """Run `step`, whose result is of JSON types, on rank 0, and return its result on all ranks.
+
+    For what all must decide alike, and would not if each looked for itself. `rank` is this rank.
+    Raises ModelError on every rank when it failed.
+    """
+    results, error = _attempt(step) if rank == 0 else ([], None)
+    failure = error and {"what": error.what, "why": error.why, "do": error.do}
+    found, failed = exchange([results, failure])[0]
+    if failed is not None:
+        raise error or ModelError(**failed)
+    return found[0]
+
+
+def _attempt(step: Callable[[], Result]) -> tuple[list[Result], ModelError | None]:
+    """The result in a list, or the error."""
+    try:
+        return [step()], None
+    except ModelError as caught:
+        return [], caught
+    except Exception as caught:
+        error = ModelError(
+            f"{type(caught).__name__}: {caught}",
+            why="an error that macluster does not know",
+            do="run the same lines in a plain cell, without a cluster, to see where it comes from",
+        )
+        error.__cause__ = caught
+        return [], error

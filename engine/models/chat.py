@@ -108,38 +108,39 @@ class Chat:
     def stream(self, text: str, **options: Any) -> Iterator[GenerationResponse]:
         """Say something, and yield the answer token by token; `last` has the figures afterwards.
 
-        Raises ModelError on every rank when the ranks were told different things.
+        A turn that fails before its first token leaves no trace. Raises ModelError on every rank
+        when the ranks were told different things.
         """
         began = time.monotonic()
         self._agree()
-        self.messages.append({"role": "user", "content": text})
-        tokens = together(lambda: prompt_tokens(self.loaded, self.messages))
+        messages = [*self.messages, {"role": "user", "content": text}]
+        tokens = together(lambda: prompt_tokens(self.loaded, messages))
         reused = self._keep(tokens)
-        answer, produced, first, reason = "", [], 0.0, "stop"
+        answer, produced, first, reason = "", [], 0.0, "failed"
         options = {**self.options, **options, "prompt_cache": self._cache}
-        sound = False
+        turnstile.stopped = False
         try:
             for part in stream_generate(self.loaded, tokens[reused:], **options):
                 first = first or time.monotonic()
                 produced.append(int(part.token))
                 answer += part.text
-                reason = part.finish_reason or reason
+                reason = part.finish_reason or "stop"
                 yield part
-            sound = True
         except GeneratorExit:
-            sound, reason = True, "closed"
+            reason = "closed"
             raise
         except KeyboardInterrupt:
             # Between two steps the caches of all ranks hold the same; anywhere else nobody knows.
-            sound, reason = turnstile.stopped, "interrupted"
+            reason = "interrupted" if turnstile.stopped else "failed"
+            raise
+        except BaseException:
+            reason = "failed"
             raise
         finally:
-            self._held = (tokens + produced)[: _length(self._cache)]
-            if not sound or not self._held:
-                self._forget()
-            self.messages.append({"role": "assistant", "content": answer})
+            self._settle([*tokens, *produced], sound=reason != "failed")
+            if produced:
+                self.messages = [*messages, {"role": "assistant", "content": answer}]
             took = time.monotonic() - first if first else 0.0
-            limit = self.loaded.config.get("max_position_embeddings")
             self.last = Answer(
                 text=answer,
                 tokens=len(produced),
@@ -148,23 +149,53 @@ class Chat:
                 first=first - began if first else 0.0,
                 tokens_per_second=(len(produced) - 1) / took if took > 0 else 0.0,
                 context=len(tokens) + len(produced),
-                limit=limit if isinstance(limit, int) else None,
+                limit=context_limit(self.loaded),
                 finish_reason=reason,
             )
+
+    def _settle(self, spoken: list[int], *, sound: bool) -> None:
+        """After a turn: know what the cache holds, or give it up."""
+        from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
+
+        length = _length(self._cache)
+        if self._cache is not None and length > len(spoken) and can_trim_prompt_cache(self._cache):
+            # mlx-lm computes one token ahead, and this one was never seen.
+            trim_prompt_cache(self._cache, length - len(spoken))
+            length = len(spoken)
+        if not sound or not 0 < length <= len(spoken):
+            self._forget()
+        else:
+            self._held = spoken[:length]
 
     # -- what the ranks have in common -----------------------------------------------------------
 
     def _agree(self) -> None:
         """See that all ranks have the same conversation, and caches of the same length.
 
-        A rank that was started anew has neither. A collective.
+        A rank that was started anew has neither, and takes the conversation over. A collective;
+        raises ModelError when two ranks hold different conversations.
         """
-        mine = {"messages": self.messages, "held": _digest(self._held)}
-        theirs = exchange(mine)
+        facts = {"system": self.system, "options": _plain(self.options), "messages": self.messages}
+        theirs = exchange({**facts, "held": _digest(self._held), "begun": self._begun})
         if all(each == theirs[0] for each in theirs):
             return
-        self.messages = max([list(each["messages"]) for each in theirs], key=len)
+        begun = [rank for rank, each in enumerate(theirs) if each["begun"]] or [0]
+        source = theirs[begun[0]]
+        for rank in begun:
+            if theirs[rank]["messages"] != source["messages"]:
+                raise ModelError(
+                    f"Rank {rank} holds another conversation than rank {begun[0]}.",
+                    why="`messages` was edited on some ranks only, or a restore failed on some",
+                    do="edit it in a cell that runs on all ranks, or begin anew: chat.reset()",
+                )
+        if not self._begun:
+            self.system, self.messages = source["system"], list(source["messages"])
+            self.options = {**self.options, **source["options"]}
         self._forget()
+
+    @property
+    def _begun(self) -> bool:
+        return any(message["role"] != "system" for message in self.messages)
 
     def _keep(self, tokens: Sequence[int]) -> int:
         """Cut the cache back to what `tokens` begins with. Returns how many tokens that are."""
@@ -217,9 +248,12 @@ class Chat:
         Raises ModelError on every rank when one of them does not find its file, or finds one of
         another model or split.
         """
-        together(lambda: self._read(Path(folder).expanduser()))
+        found = together(lambda: self._read(Path(folder).expanduser()))
+        self._cache, facts = found
+        self.messages, self.system = facts["messages"], facts["system"]
+        self._held = facts["held"]
 
-    def _read(self, folder: Path) -> None:
+    def _read(self, folder: Path) -> tuple[list[Any], dict[str, Any]]:
         from mlx_lm.models.cache import load_prompt_cache
 
         file = self._file(folder)
@@ -240,9 +274,7 @@ class Chat:
                 why=f"its {name} is {value}, and that of this model is {kind[name]}",
                 do="load the model as it was then",
             )
-        facts = json.loads(data["chat"])
-        self.messages, self.system = facts["messages"], facts["system"]
-        self._cache, self._held = cache, facts["held"]
+        return cache, json.loads(data["chat"])
 
     def _file(self, folder: Path) -> Path:
         return folder / f"rank-{self.loaded.rank}-of-{self.loaded.size}.safetensors"
@@ -258,18 +290,28 @@ class Chat:
         }
 
 
-def say(chat: Chat | None, loaded: LoadedModel, text: str, options: Mapping[str, Any]) -> Chat:
-    """One turn in `chat`, or in a new one where there is none with this model: for `%%chat`."""
+def conversation(
+    chat: Any, loaded: LoadedModel, *, system: str | None = None, reset: bool = False
+) -> Chat:
+    """`chat`, or a new one where that is none with this model: for `%%chat`."""
     if not isinstance(chat, Chat) or chat.loaded is not loaded:
-        chat = Chat(loaded)
-    turn = dict(options)
-    system = turn.pop("system", None)
-    if turn.pop("reset", False) or (system is not None and system != chat.system):
+        return Chat(loaded, system=system or "")
+    if reset or (system is not None and system != chat.system):
         chat.system = chat.system if system is None else system
         chat.reset()
-    if text:
-        chat.say(text, **turn)
     return chat
+
+
+def context_limit(loaded: LoadedModel) -> int | None:
+    """The most tokens that a model was made for, where its configuration says it."""
+    limit = loaded.text_config.get("max_position_embeddings")
+    return limit if isinstance(limit, int) else None
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that can be told to another rank."""
+    kinds = (str, int, float, bool, type(None))
+    return {name: value for name, value in options.items() if isinstance(value, kinds)}
 
 
 def _length(cache: Sequence[Any] | None) -> int:

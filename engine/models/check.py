@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from ..errors import ModelError
 from ..tables import Table
 from .agree import exchange, together
+from .chat import context_limit
 from .folder import arrays, lazy_model
-from .load import LoadedModel, fuse
+from .load import LoadedModel, adapter_folder, fuse
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100  # characters
 PREFILL = 2048  # tokens that are computed at a time, as mlx-lm does it
+NOISE = 2  # with the toy in 16 bits, honest splits lay between 0.84 and 1.33
 LENGTHS = (1, 16, 128, 1024, PREFILL + 52)  # the last one needs two steps of prefill
 
 
@@ -28,34 +31,38 @@ LENGTHS = (1, 16, 128, 1024, PREFILL + 52)  # the last one needs two steps of pr
 class CheckRow:
     """One prompt.
 
-    `difference` is the root mean square of the differences between the logits of the split and of
-    the whole model, divided by the standard deviation of the latter. `same` of `tokens` generated
-    tokens are those that the whole model takes, too; `tied` more are others whose logits differ by
-    less than the tolerance. `agree` says whether all ranks had the same logits to the bit.
+    `difference` is the root mean square of the differences between the logits of the split model
+    and the reference, divided by the standard deviation of the latter; `tolerance` is the most that
+    it may be. `same` of `tokens` generated tokens are those that the whole model takes, too; `tied`
+    more are others whose logits are less than four tolerances apart. `agree` says whether all ranks
+    had the same logits to the bit.
     """
 
     length: int
     difference: float
+    tolerance: float
     same: int
     tied: int
     tokens: int
     agree: bool
 
+    @property
+    def near(self) -> bool:
+        return self.difference <= self.tolerance
+
 
 @attrs.frozen(repr=False)
 class Check:
-    """What `check` found. `ok` when every prompt is within the tolerance and all ranks agree."""
+    """What `check` found. `ok` when every prompt is within its tolerance and all ranks agree."""
 
     rows: tuple[CheckRow, ...]
-    tolerance: float
     why: str
     title: str
 
     @property
     def ok(self) -> bool:
-        return all(
-            row.agree and row.difference <= self.tolerance and row.same + row.tied == row.tokens
-            for row in self.rows
+        return bool(self.rows) and all(
+            row.agree and row.near and row.same + row.tied == row.tokens for row in self.rows
         )
 
     @property
@@ -63,27 +70,35 @@ class Check:
         """In words."""
         if self.ok:
             return f"the split model computes what the whole one does (tolerance: {self.why})"
-        apart = [row.length for row in self.rows if not row.agree]
-        if apart:
-            return f"the ranks disagree with each other, with {apart[0]} tokens of prompt"
-        worst = max(self.rows, key=lambda row: row.difference)
-        return (
-            f"the split model computes something else: with {worst.length} tokens of prompt it is "
-            f"off by {worst.difference:.1e} (tolerance: {self.why})"
-        )
+        for row in self.rows:
+            behind = f"with {row.length} tokens of prompt"
+            if not row.agree:
+                return f"the ranks disagree with each other, {behind}"
+            if not row.near:
+                return (
+                    f"the split model computes something else: {behind} it is off by "
+                    f"{row.difference:.1e}, and the tolerance is {row.tolerance:.1e} ({self.why})"
+                )
+            if row.same + row.tied < row.tokens:
+                return (
+                    f"the split model takes other tokens: {behind}, {row.same} of {row.tokens} "
+                    "are those of the whole one"
+                )
+        return "nothing was compared"
 
     def _table(self) -> Table:
-        heading = ("prompt", "difference", "tokens", "ranks agree")
+        heading = ("prompt", "difference", "tolerance", "tokens", "ranks agree")
         rows = [
             (
                 f"{row.length:,}",
                 f"{row.difference:.1e}",
+                f"{row.tolerance:.1e}",
                 f"{row.same} of {row.tokens}" + (f", {row.tied} tied" if row.tied else ""),
                 "yes" if row.agree else "no",
             )
             for row in self.rows
         ]
-        return Table(heading, rows, right=(0, 1), title=self.title)
+        return Table(heading, rows, right=(0, 1, 2), title=self.title)
 
     def _ending(self) -> str:
         return f"{'ok' if self.ok else 'WRONG'}: {self.verdict}"
@@ -104,8 +119,14 @@ def check(
 ) -> Check:
     """Compare a split model with the same model on one rank. Every rank must call it.
 
-    Rank 0 computes the whole model one layer at a time, each read from disk and given up again,
-    so this needs memory for one layer more, and reads the model's files twice for each length.
+    Rank 0 computes the whole model one layer at a time, each read from disk and given up again, so
+    this needs memory for one layer more, the embedding, and the whole model's cache. It reads the
+    files once for every step of prefill and once for the tokens.
+
+    A float32 model is compared with the whole one; the tolerance is that of rounding, see
+    `rounding`. In 16 bits rounding is so coarse that a wrong shard could hide in it. There both are
+    compared with the whole model computed in float32, and the split one may be NOISE times as far
+    from that as the whole one is.
 
     Args:
         loaded: from `load`.
@@ -115,67 +136,68 @@ def check(
         seed: of the prompts, which are random tokens.
 
     Raises:
-        ModelError: on every rank, when the model's files cannot be read any more.
+        ModelError: on every rank, when a length does not fit into the model's context, or the
+            model's files cannot be read any more.
     """
     import mlx.core as mx
     import numpy as np
 
-    limit = loaded.config.get("max_position_embeddings") or max(LENGTHS) + tokens
-    chosen = [n for n in lengths or LENGTHS if n + tokens <= limit]
+    chosen = together(lambda: _lengths(loaded, lengths, tokens))
     source = np.random.RandomState(seed)
     rows = []
     for length in chosen:
-        prompt = source.randint(0, _vocabulary(loaded), length).tolist()
+        prompt = source.randint(0, int(loaded.text_config["vocab_size"]), length).tolist()
         logits, produced = _generate(loaded.model, prompt, tokens)
         ours = np.array(logits)
         digests = exchange(hashlib.sha256(ours.tobytes()).hexdigest())
-        whole = together(lambda: _whole_logits(loaded, prompt, produced))  # noqa: B023
-        mine = None
-        if whole is not None:
-            mine = _compare(ours, np.array(whole), produced, _tolerance(loaded))
-        difference, same, tied = exchange(mine)[0]
+        found = together(lambda: _compare(loaded, ours, prompt, produced))  # noqa: B023
+        difference, tolerance, same, tied = exchange(found)[0]
         agree = len(set(digests)) == 1
-        rows.append(CheckRow(length, difference, same, tied, tokens, agree))
+        rows.append(CheckRow(length, difference, tolerance, same, tied, tokens, agree))
         mx.clear_cache()
-    kind = loaded.config["model_type"]
+    name, _ = exchange(_precision(loaded))[0]
+    layers = loaded.text_config["num_hidden_layers"]
     return Check(
         rows=tuple(rows),
-        tolerance=_tolerance(loaded),
-        why=_reason(loaded),
-        title=f"{kind}, {loaded.strategy} over {loaded.size} ranks, beside one rank",
+        why=f"the rounding of {name} in {layers} layers"
+        if name == "float32"
+        else f"{NOISE} times as far from float32 as the whole model in {name} is",
+        title=f"{loaded.config['model_type']}, {loaded.strategy} over {loaded.size} ranks, beside "
+        "one rank",
     )
 
 
-def _vocabulary(loaded: LoadedModel) -> int:
-    return int(_text(loaded)["vocab_size"])
+def _lengths(loaded: LoadedModel, asked: Sequence[int] | None, tokens: int) -> list[int]:
+    limit = (context_limit(loaded) or max(LENGTHS) + tokens) - tokens
+    if asked is None:
+        return [length for length in LENGTHS if length <= limit] or [1]
+    wrong = [length for length in asked if not 1 <= length <= limit]
+    if wrong or not asked:
+        raise ModelError(
+            f"A prompt of {wrong[0]} tokens cannot be checked." if wrong else "No length is given.",
+            why=f"with {tokens} tokens to generate, the model's context leaves 1 to {limit}",
+            do=f"give lengths from 1 to {limit}, or leave them out",
+        )
+    return list(asked)
 
 
-def _text(loaded: LoadedModel) -> dict[str, Any]:
-    """The configuration, with that of its language model where it has others, too."""
-    return {**loaded.config, **loaded.config.get("text_config", {})}
-
-
-def _precision(loaded: LoadedModel) -> tuple[str, float, int]:
-    """(name, machine epsilon, layers) of what the model computes with."""
+def _precision(loaded: LoadedModel) -> tuple[str, float]:
+    """(name, machine epsilon) of what the model computes with."""
     import mlx.core as mx
 
     names = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
     kinds = [value.dtype for value in arrays(loaded.model).values() if value.dtype in names]
-    kind = max(set(kinds), key=kinds.count)
-    return names[kind], float(mx.finfo(kind).eps), int(_text(loaded)["num_hidden_layers"])
+    kind = max(names, key=kinds.count)
+    return names[kind], float(mx.finfo(kind).eps)
 
 
-def _tolerance(loaded: LoadedModel) -> float:
-    """Adding up in another order costs about one rounding at each of two places per layer, which
-    add up like a random walk. A factor of 16 leaves room for what the layers do with it.
+def rounding(epsilon: float, layers: int) -> float:
+    """What adding up in another order may cost, as a share of the logits' standard deviation.
+
+    About one rounding at each of two places per layer, which add up like a random walk. A factor
+    of 16 leaves room for what the layers do with it.
     """
-    _, epsilon, layers = _precision(loaded)
-    return float(min(0.3, 16 * epsilon * (2 * layers) ** 0.5))
-
-
-def _reason(loaded: LoadedModel) -> str:
-    name, _, layers = _precision(loaded)
-    return f"{_tolerance(loaded):.1e}, for the rounding of {name} in {layers} layers"
+    return float(16 * epsilon * (2 * layers) ** 0.5)
 
 
 def _generate(model: Any, prompt: list[int], count: int) -> tuple[mx.array, list[int]]:
@@ -197,66 +219,88 @@ def _generate(model: Any, prompt: list[int], count: int) -> tuple[mx.array, list
     return mx.stack(rows), produced
 
 
-def _whole_logits(loaded: LoadedModel, prompt: list[int], produced: list[int]) -> mx.array | None:
-    """The whole model's logits behind the same tokens, on rank 0."""
-    import mlx.core as mx
-    from mlx_lm.models.cache import make_prompt_cache
+def _compare(
+    loaded: LoadedModel, ours: Any, prompt: list[int], produced: list[int]
+) -> tuple[float, float, int, int] | None:
+    """(difference, tolerance, same, tied) on rank 0, which computes the whole model."""
+    import numpy as np
 
     if loaded.rank != 0:
         return None
-    model = _streamed(loaded)
+    name, epsilon = _precision(loaded)
+    whole = _whole_logits(loaded, prompt, produced, exact=False)
+    if name == "float32":
+        difference = _apart(ours, whole)
+        tolerance = rounding(epsilon, int(loaded.text_config["num_hidden_layers"]))
+    else:
+        exact = _whole_logits(loaded, prompt, produced, exact=True)
+        difference, tolerance = _apart(ours, exact), NOISE * _apart(whole, exact)
+    same = tied = 0
+    for row, token in zip(whole, produced, strict=True):
+        if int(row.argmax()) == token:
+            same += 1
+        elif float(row.max() - row[token]) <= 4 * tolerance * float(whole.std()):
+            tied += 1
+    return (difference if np.isfinite(difference) else float("inf")), tolerance, same, tied
+
+
+def _apart(one: Any, reference: Any) -> float:
+    import numpy as np
+
+    return float(np.sqrt(np.mean((one - reference) ** 2)) / reference.std())
+
+
+def _whole_logits(
+    loaded: LoadedModel, prompt: list[int], produced: list[int], *, exact: bool
+) -> Any:
+    """The whole model's logits behind the same tokens; with `exact`, computed in float32."""
+    import mlx.core as mx
+    import numpy as np
+    from mlx_lm.models.cache import make_prompt_cache
+
+    model = _streamed(loaded, exact)
     cache = make_prompt_cache(model)
     for start in range(0, len(prompt) - 1, PREFILL):
         # Its logits are not asked for, so they are not computed.
         model(mx.array([prompt[start : min(start + PREFILL, len(prompt) - 1)]]), cache=cache)
     rest = mx.array([[prompt[-1], *produced[:-1]]])
-    logits: mx.array = model(rest, cache=cache)[0].astype(mx.float32)
-    mx.eval(logits)
-    return logits
-
-
-def _compare(
-    ours: Any, whole: Any, produced: Sequence[int], tolerance: float
-) -> tuple[float, int, int]:
-    import numpy as np
-
-    spread = float(whole.std())
-    difference = float(np.sqrt(np.mean((ours - whole) ** 2)) / spread)
-    same = tied = 0
-    for row, token in zip(whole, produced, strict=True):
-        if int(row.argmax()) == token:
-            same += 1
-        elif float(row.max() - row[token]) <= 4 * tolerance * spread:
-            tied += 1
-    return (difference if np.isfinite(difference) else float("inf")), same, tied
+    return np.array(model(rest, cache=cache)[0].astype(mx.float32))
 
 
 # -- one layer at a time ---------------------------------------------------------------------------
 
 
-def _open(loaded: LoadedModel) -> nn.Module:
+def _open(loaded: LoadedModel, exact: bool) -> nn.Module:
+    import mlx.core as mx
+
     model, _ = lazy_model(loaded.path)
-    if loaded.adapter is not None:
-        fuse(model, loaded.adapter)
+    adapter = adapter_folder(loaded.adapter, loaded.rank)
+    if adapter is not None:
+        fuse(model, adapter)
+    if exact:
+        model.set_dtype(mx.float32)
     return model
 
 
-def _streamed(loaded: LoadedModel) -> Any:
+def _streamed(loaded: LoadedModel, exact: bool) -> Any:
     """The whole model, whose layers are read when they are called and given up afterwards."""
-    model: Any = _open(loaded)
+    model: Any = _open(loaded, exact)
     layers = model.layers
     for _, module in model.named_modules():
         held = module.get("layers")
         if isinstance(held, list) and len(held) == len(layers) and held[0] is layers[0]:
-            module.layers = [_Streamed(loaded, index, layer) for index, layer in enumerate(held)]
+            module.layers = [
+                _Streamed(loaded, exact, index, layer) for index, layer in enumerate(held)
+            ]
     return model
 
 
 class _Streamed:
     """Stands for a layer. `pattern` answers questions about it, and is never read."""
 
-    def __init__(self, loaded: LoadedModel, index: int, pattern: Any) -> None:
+    def __init__(self, loaded: LoadedModel, exact: bool, index: int, pattern: Any) -> None:
         self._loaded = loaded
+        self._exact = exact
         self._index = index
         self._pattern = pattern
 
@@ -268,7 +312,7 @@ class _Streamed:
         from mlx.utils import tree_flatten
 
         # Opened anew each time: an array that was read once stays in memory with its model.
-        fresh: Any = _open(self._loaded)
+        fresh: Any = _open(self._loaded, self._exact)
         result = fresh.layers[self._index](*args, **kwargs)
         caches = [
             vars(each) for each in (*args, *kwargs.values()) if hasattr(each, "update_and_fetch")

@@ -238,7 +238,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
         "split": split.layers,
         "whole": sum(value.nbytes for value in full.values()),
         "layers": len(model.layers),
-        "hidden": text["hidden_size"],
+        "hidden": text.get("hidden_size") or text.get("n_embd", 0),
         "parameters": get_total_parameters(model),
         "ranks": ranks,
     }

@@ -7,6 +7,8 @@ all of them raise.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -17,15 +19,26 @@ import attrs
 
 from ..errors import ModelError
 from ..units import bytes_text
-from .agree import exchange, together
+from .agree import by_one, exchange, together
 from .folder import arrays, check_same_files, find, first_line, lazy_model
-from .splitting import Budget, Split, Strategy, Wish, choose, split_depth, split_width
+from .splitting import (
+    Budget,
+    Split,
+    Strategy,
+    Wish,
+    choose,
+    read_split,
+    split_depth,
+    split_width,
+)
 
 if TYPE_CHECKING:
     from mlx import nn
 
 # mlx and mlx_lm are imported inside the functions: they are slow to import, and mlx_lm lowers
 # RLIMIT_NOFILE of the whole process, which a notebook must not have.
+
+ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
 
 # One path for all hosts, or one for each: by rank, or by the name of the host.
 ModelPath = str | Path | Mapping[int | str, str | Path]
@@ -36,7 +49,7 @@ class LoadedModel:
     """A model as one rank holds it. Made by `load`.
 
     `parameters` counts the whole model's, `nbytes` is what this rank holds of it, `split` says how
-    it was divided and why, and `adapter` is the folder whose adapter was fused into it.
+    it was divided and why; `source` and `adapter` are the paths as they were given.
     """
 
     model: nn.Module
@@ -48,11 +61,17 @@ class LoadedModel:
     size: int
     parameters: int
     nbytes: int
-    adapter: Path | None = None
+    source: ModelPath
+    adapter: ModelPath | None
 
     @property
     def strategy(self) -> Strategy:
         return self.split.strategy
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The configuration, with that of its language model where it has others, too."""
+        return {**self.config, **self.config.get("text_config", {})}
 
     @property
     def reason(self) -> str:
@@ -110,17 +129,20 @@ def load(
     wish = Wish(strategy, None if split is None else tuple(split), context)
     folder = together(lambda: find(_path_here(path, rank), strategy, rank))
     check_same_files(folder)
-    fused = together(lambda: _adapter_folder(adapter, rank))
+    fused = together(lambda: adapter_folder(adapter, rank))
+    _check_same_wish(wish, fused)
     budgets = _budgets(size)
-    # Made from the same files and figures everywhere, so all ranks decide alike.
-    decided = together(lambda: choose(lambda: lazy_model(folder), wish, budgets))
-    loaded = together(lambda: _assemble(folder, decided, fused, group))
+    # One rank decides for all: what it finds in the files may depend on its machine.
+    decided = read_split(
+        by_one(lambda: attrs.asdict(choose(lambda: lazy_model(folder), wish, budgets)), rank)
+    )
+    loaded = together(lambda: _assemble(path, decided, adapter, group))
     # The last exchange is the barrier too: nobody starts to generate while others still read.
     together(lambda: _read_weights(loaded))
     return loaded
 
 
-def load_alone(path: str | Path, split: Split, adapter: str | Path | None) -> LoadedModel:
+def load_alone(path: ModelPath, split: Split, adapter: ModelPath | None) -> LoadedModel:
     """This rank's part of a model that the other ranks hold already, without any collective.
 
     Raises ModelError or OSError when the folder is not there any more.
@@ -128,8 +150,7 @@ def load_alone(path: str | Path, split: Split, adapter: str | Path | None) -> Lo
     import mlx.core as mx
 
     group = mx.distributed.init()
-    folder = find(path, split.strategy, group.rank())
-    loaded = _assemble(folder, split, _adapter_folder(adapter, group.rank()), group)
+    loaded = _assemble(path, split, adapter, group)
     _read_weights(loaded)
     return loaded
 
@@ -152,15 +173,11 @@ def _path_here(path: ModelPath, rank: int) -> str | Path:
     )
 
 
-def _adapter_folder(adapter: ModelPath | None, rank: int) -> Path | None:
+def adapter_folder(adapter: ModelPath | None, rank: int) -> Path | None:
     if adapter is None:
         return None
     folder = Path(_path_here(adapter, rank)).expanduser()
-    missing = [
-        name
-        for name in ("adapter_config.json", "adapters.safetensors")
-        if not (folder / name).is_file()
-    ]
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
         raise ModelError(
             f"There is no adapter in {folder} on {socket.gethostname()}: no {missing[0]}.",
@@ -170,39 +187,57 @@ def _adapter_folder(adapter: ModelPath | None, rank: int) -> Path | None:
     return folder.resolve()
 
 
+def _check_same_wish(wish: Wish, adapter: Path | None) -> None:
+    """Compare what the ranks were asked. A collective; raises ModelError on every rank."""
+    files = [] if adapter is None else [adapter / name for name in ADAPTER_FILES]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files]
+    asked = exchange({**attrs.asdict(wish), "adapter": digests})
+    for rank, each in enumerate(asked):
+        names = [name for name in each if each[name] != asked[0][name]]
+        if names:
+            raise ModelError(
+                f"Rank {rank} was asked to load something else than rank 0: another {names[0]}.",
+                why="the value depends on the rank, or another adapter was copied to its host",
+                do="give all ranks the same, and copy the adapter's folder: rsync -a --delete",
+            )
+
+
 def _budgets(size: int) -> list[Budget]:
-    """What each rank may fill. Ranks of one host share its memory. A collective."""
+    """What each rank may fill. Ranks on one device share its memory. A collective."""
     facts = exchange([socket.gethostname(), *memory()])
-    hosts = [host for host, _, _ in facts]
+    devices = [(host, device) for host, device, _, _ in facts]
     budgets = []
-    for host, free, of in facts:
-        sharing = hosts.count(host)
+    for host, device, free, of in facts:
+        sharing = devices.count((host, device))
         share = f"its share of {of}" if sharing > 1 else of
         budgets.append(Budget(free // sharing, f"{share} on {host}"))
     return budgets
 
 
-def memory() -> tuple[int, str]:
-    """The bytes that models may fill on this host, and what they are, in words."""
+def memory() -> tuple[str, int, str]:
+    """The device that models lie on, the bytes that they may fill, and what these are, in words."""
     import mlx.core as mx
     import psutil
 
     if mx.default_device() == mx.gpu:
         facts = mx.device_info()
+        # With CUDA each rank sees its own device only, so its place among all is in the variable.
+        device = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         for key, words in (
             ("max_recommended_working_set_size", "what macOS lets the GPU use (iogpu.wired_limit)"),
-            ("memory_size", "the GPU's memory"),
+            ("free_memory", "the GPU's free memory"),
         ):
             if isinstance(facts.get(key), int):
-                return int(facts[key]), words
-    # What this process holds for models already could be given back for this one.
-    return int(psutil.virtual_memory().available), "the free memory"
+                return device, int(facts[key]), words
+    return "", int(psutil.virtual_memory().available), "the free memory"
 
 
-def _assemble(folder: Path, split: Split, adapter: Path | None, group: Any) -> LoadedModel:
+def _assemble(path: ModelPath, split: Split, adapter: ModelPath | None, group: Any) -> LoadedModel:
     """The model with this rank's share of each parameter, none of them read yet."""
     from mlx_lm.utils import get_total_parameters, load_tokenizer
 
+    folder = find(_path_here(path, group.rank()), split.strategy, group.rank())
+    fused = adapter_folder(adapter, group.rank())
     model, config = lazy_model(folder)
     try:
         # A False rather than nothing: transformers would ask on the keyboard.
@@ -217,8 +252,8 @@ def _assemble(folder: Path, split: Split, adapter: Path | None, group: Any) -> L
             "macluster does not run code of a checkpoint",
         ) from error
     parameters = get_total_parameters(model)
-    if adapter is not None:
-        fuse(model, adapter)
+    if fused is not None:
+        fuse(model, fused)
     if group.size() > 1 and split.strategy == "tensor":
         split_width(model, config, group)
     elif group.size() > 1:
@@ -233,8 +268,16 @@ def _assemble(folder: Path, split: Split, adapter: Path | None, group: Any) -> L
         size=group.size(),
         parameters=parameters,
         nbytes=sum(value.nbytes for value in arrays(model).values()),
+        source=path,
         adapter=adapter,
     )
+
+
+def plain_path(path: ModelPath | None) -> Any:
+    """A path, or a mapping of paths, as JSON."""
+    if isinstance(path, Mapping):
+        return {str(key): str(value) for key, value in path.items()}
+    return None if path is None else str(path)
 
 
 def fuse(model: nn.Module, adapter: Path) -> None:
@@ -294,15 +337,23 @@ def _read_weights(loaded: LoadedModel) -> None:
 
 def held(names: Mapping[str, Any], name: str) -> LoadedModel:
     """The model that a name is bound to on this rank. Raises ModelError when there is none."""
-    found = names.get(name)
-    if isinstance(found, LoadedModel):
-        return found
-    others = [key for key, value in names.items() if isinstance(value, LoadedModel)]
+    models = models_in(names)
+    if name in models:
+        return models[name]
     raise ModelError(
         f"There is no model named {name!r} on the ranks.",
-        why=f"they hold {', '.join(others)}" if others else "they hold none yet",
-        do="%model load PATH" + (f", or name {others[0]!r}" if others else ""),
+        why=f"they hold {', '.join(models)}" if models else "they hold none yet",
+        do="%model load PATH" + (f", or name {next(iter(models))!r}" if models else ""),
     )
+
+
+def models_in(names: Mapping[str, Any]) -> dict[str, LoadedModel]:
+    """The models among the variables of a rank, by name."""
+    return {
+        name: value
+        for name, value in names.items()
+        if isinstance(value, LoadedModel) and not name.startswith("_")
+    }
 
 
 # -- words -----------------------------------------------------------------------------------------

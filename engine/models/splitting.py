@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
 from ..errors import ModelError
+from ..hostfile import describe_ranks
 from ..units import bytes_text
 from .folder import arrays, first_line
 from .trial import CacheSize, DryGroup, cache_by_layer, cache_size
@@ -33,6 +34,12 @@ class Split:
     strategy: Strategy
     reason: str
     layers: tuple[int, ...] | None = None
+
+
+def read_split(facts: Mapping[str, Any]) -> Split:
+    """A Split that came as JSON."""
+    layers = facts["layers"]
+    return Split(facts["strategy"], facts["reason"], None if layers is None else tuple(layers))
 
 
 @attrs.frozen
@@ -67,6 +74,7 @@ def choose(whole: Callable[[], Whole], wish: Wish, budgets: Sequence[Budget]) ->
     }
     if wish.layers is not None:
         _check_layers(wish, model, size)
+        wish = attrs.evolve(wish, strategy="pipeline")
     if size == 1:
         strategy: Strategy = "pipeline" if wish.strategy == "pipeline" else "tensor"
         split = Split(strategy, "there is one rank, which holds the whole model")
@@ -173,7 +181,8 @@ def even(layers: int, size: int) -> tuple[int, ...]:
 def by_memory(fixed: int, costs: Sequence[int], budgets: Sequence[int]) -> tuple[int, ...]:
     """Layers for each rank so that the fullest rank, as a share of its budget, is least full.
 
-    `costs` are the bytes of each layer in the model's order; rank 0 takes from the end.
+    `costs` are the bytes of each layer in the model's order; rank 0 takes from the end. Every
+    budget must be above `fixed`.
     """
     size = len(budgets)
 
@@ -213,7 +222,7 @@ def _by_depth(
         raise _too_few_layers(config, total, size, "")
     fixed, costs = _layer_costs(model, wish.context)
     layers, room = wish.layers, [budget.bytes for budget in budgets]
-    if layers is None and max(room) > UNEQUAL * min(room):
+    if layers is None and min(room) > fixed and max(room) > UNEQUAL * min(room):
         layers = by_memory(fixed, costs, room)
         if layers == even(total, size):
             layers = None
@@ -231,7 +240,7 @@ def _require_room(kind: str, split: Split, needs: Sequence[int], budgets: Sequen
     if not short:
         return
     rank = short[0]
-    more = f", and so do {len(short) - 1} more ranks" if len(short) > 1 else ""
+    more = f"; too small, too: {describe_ranks(short[1:])}" if len(short) > 1 else ""
     raise ModelError(
         f"The {kind} model does not fit on rank {rank} ({split.strategy}).",
         why=f"it needs {bytes_text(needs[rank])} there with its cache, and {budgets[rank].of} is "

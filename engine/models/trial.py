@@ -54,7 +54,7 @@ class CacheSize:
 
     `fixed` bytes however long the prompt, `block` bytes for every BLOCK tokens that are begun,
     `token` bytes for every token, and for each of `windows` (bytes of one token, tokens at most)
-    those of the last tokens.
+    those of the last tokens. While a prompt is read, a window holds up to 2,047 tokens more.
     """
 
     fixed: int = 0

@@ -10,7 +10,10 @@ import attrs
 
 
 def held(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
-    """The names that are bound to a loaded model: [{"name", "path", "split", "adapter"}]."""
+    """The names that are bound to a loaded model: [{"name", "path", "split", "adapter"}].
+
+    The paths are as they were given, so that each host finds its own.
+    """
     load = sys.modules.get("macluster.engine.models.load")
     if load is None:
         return {"models": []}, ()
@@ -18,12 +21,11 @@ def held(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview])
         "models": [
             {
                 "name": name,
-                "path": str(value.path),
+                "path": load.plain_path(value.source),
                 "split": attrs.asdict(value.split),
-                "adapter": None if value.adapter is None else str(value.adapter),
+                "adapter": load.plain_path(value.adapter),
             }
-            for name, value in kernel.shell.user_ns.items()
-            if isinstance(value, load.LoadedModel) and not name.startswith("_")
+            for name, value in load.models_in(kernel.shell.user_ns).items()
         ]
     }, ()
 
@@ -31,13 +33,9 @@ def held(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview])
 def reload(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
     """Load this rank's part of each of `content["models"]` again, without the other ranks."""
     from ..models.load import load_alone
-    from ..models.splitting import Split
+    from ..models.splitting import read_split
 
     for model in content["models"]:
-        split = Split(**{**model["split"], "layers": _tuple(model["split"]["layers"])})
+        split = read_split(model["split"])
         kernel.shell.push({model["name"]: load_alone(model["path"], split, model["adapter"])})
     return {}, ()
-
-
-def _tuple(layers: list[int] | None) -> tuple[int, ...] | None:
-    return None if layers is None else tuple(layers)

@@ -108,13 +108,37 @@ def test_an_interrupted_answer_leaves_a_conversation_that_goes_on(model: maclust
     assert lengths[0] == lengths[1]
     assert lengths[0][0] > 3
     assert lengths[0][1:] == ["interrupted", 2]
-    turns = said(model, "turns = [chat.say('What is 3 plus 4?')]")
-    assert turns[0][3] > 0
+    # What goes on is what a new conversation with the same past would be.
+    turns = said(
+        model,
+        "fresh = macluster.Chat(model)\nfresh.messages = list(chat.messages)\n"
+        "turns = [each.say('What is 3 plus 4?') for each in (chat, fresh)]\n"
+        "assert len(chat._held) == chat._cache[0].offset == len(fresh._held)\n"
+        "assert mx.allclose(chat._cache[0].keys[..., :20, :], fresh._cache[0].keys[..., :20, :], "
+        "atol=1e-4) if chat._cache else True",
+    )
+    assert turns[0][0] == turns[1][0]
+    assert turns[0][3] > turns[1][3] == 0
+
+
+def test_a_turn_that_fails_leaves_no_trace(two: macluster.World) -> None:
+    two.run(f"model = macluster.load({TOY!r})").result(TIMEOUT)
+    said(two, f"chat = macluster.Chat(model)\nturns = [chat.say({FRANCE!r})]")
+    assert "max_tokens=0" in fails(two, "chat.say('x', max_tokens=0)")
+    assert answers(two, "print(json.dumps(len(chat.messages)))") == [2, 2]
+
+
+def test_conversations_that_differ_are_told_of(two: macluster.World) -> None:
+    two.run(f"model = macluster.load({TOY!r})").result(TIMEOUT)
+    said(two, f"chat = macluster.Chat(model)\nturns = [chat.say({FRANCE!r})]")
+    text = fails(two, "if rank: chat.messages[0]['content'] = 'Hi'\nchat.say('Hello')")
+    assert text.startswith("Rank 1 holds another conversation than rank 0.")
+    assert "chat.reset()" in text
 
 
 def test_a_rank_that_is_started_anew_takes_part_in_the_conversation(two: macluster.World) -> None:
     two.run(f"model = macluster.load({TOY!r})").result(TIMEOUT)
-    said(two, f"chat = macluster.Chat(model)\nturns = [chat.say({FRANCE!r})]")
+    said(two, f"chat = macluster.Chat(model, max_tokens=99)\nturns = [chat.say({FRANCE!r})]")
     end_of(two.run(f"import os, signal\nif rank == 1:\n    {KILL.code}\n{SUM}"))
     turns = said(
         two,
@@ -122,7 +146,10 @@ def test_a_rank_that_is_started_anew_takes_part_in_the_conversation(two: maclust
     )
     assert turns[0][0] == "The capital of Japan is Tokyo."
     assert turns[0][3] == 0
-    assert answers(two, "print(json.dumps(len(chat.messages)))") == [4, 4]
+    assert (
+        answers(two, "print(json.dumps([len(chat.messages), chat.options]))")
+        == [[4, {"max_tokens": 99}]] * 2
+    )
 
 
 def test_a_conversation_is_saved_and_goes_on(model: macluster.World, tmp_path: Path) -> None:
@@ -198,7 +225,7 @@ def test_a_quantised_model_is_like_the_whole_one(
     [
         # As if one rank had read a part of another rank's.
         "if rank: model.model.layers[1].mlp.down_proj.weight *= 1.001",
-        # As if the sum over the ranks were left out: both ranks compute alike, and wrong.
+        # Both ranks compute alike, and wrong.
         "model.model.layers[1].self_attn.o_proj.weight *= 0.99",
     ],
 )
@@ -208,6 +235,42 @@ def test_a_broken_shard_is_caught(two: macluster.World, breakage: str) -> None:
         assert not ok
         assert agree == [True, True]
         assert verdict.startswith("the split model computes something else: with ")
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_coarse_rounding_hides_no_broken_shard(
+    two: macluster.World, kind: str, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / kind)
+    made = [sys.executable, "-c", COARSE, TOY, folder, kind]
+    subprocess.run(made, check=True, env={**os.environ, **ENV})
+    two.run(f"model = macluster.load({folder!r}, 'tensor')").result(TIMEOUT)
+    for ok, verdict, _, _ in answers(two, CHECKED):
+        assert ok, verdict
+        assert f"as far from float32 as the whole model in {kind} is" in verdict
+    two.run("if rank: model.model.layers[1].self_attn.o_proj.weight *= 1.1").result(TIMEOUT)
+    for ok, verdict, _, _ in answers(two, CHECKED):
+        assert not ok, verdict
+
+
+COARSE = """
+import json, shutil, sys
+from pathlib import Path
+import mlx.core as mx
+source, folder, kind = sys.argv[1:]
+shutil.copytree(source, folder)
+file = Path(folder, "model.safetensors")
+weights = {name: value.astype(getattr(mx, kind)) for name, value in mx.load(str(file)).items()}
+mx.eval(weights)
+mx.save_safetensors(str(file), weights)
+"""
+
+
+def test_lengths_that_cannot_be_checked_are_refused(two: macluster.World) -> None:
+    two.run(f"model = macluster.load({TOY!r})").result(TIMEOUT)
+    for lengths in ((600,), (0,), (5, 10**6)):
+        assert "cannot be checked" in fails(two, f"macluster.check(model, lengths={lengths})")
+    assert "No length is given" in fails(two, "macluster.check(model, lengths=())")
 
 
 def test_ranks_that_disagree_are_caught(two: macluster.World) -> None:
@@ -292,7 +355,7 @@ def test_models_and_conversations_have_magics(nb: Notebook) -> None:
     loaded = nb.ok(f"%model load {TOY} --strategy pipeline --split 3,1 --context 256").text()
     assert "pipeline over 2 ranks" in loaded
     assert "pipeline, as asked for" in loaded
-    assert "model <qwen2" in nb.ok("%model list").text()
+    assert "model: <qwen2" in nb.ok("%model list").text()
     assert "626.7 kB   296.4 kB" in nb.ok("%model shards").result
     checked = nb.ok("%model check --lengths 3,30").result
     assert "ok: the split model computes what the whole one does" in " ".join(checked.split())
@@ -304,6 +367,10 @@ def test_models_and_conversations_have_magics(nb: Notebook) -> None:
     assert nb.ok("%%distributed\nrprint(len(chat.messages))").text() == "4\n"
     nb.ok(f"%%chat --reset --system 'You can count.'\n{COUNT}")
     assert nb.ok("%%distributed\nrprint(len(chat.messages))").text() == "3\n"
+    # None of this binds a name of ours on the ranks.
+    found = nb.ok("%%distributed\nrprint([n for n in ('held', 'say', 'name') if n in globals()])")
+    assert found.text() == "[]\n"
+    assert "cannot be a name" in nb.run(f"%model load {TOY} --name rank").evalue
     assert "There is nothing to say" in nb.run("%%chat\n ").evalue
     planned = nb.ok(f"%model plan {TOY} '2 x M3 Ultra 512GB, mesh' --context 512").result
     assert "tensor" in planned
@@ -311,6 +378,16 @@ def test_models_and_conversations_have_magics(nb: Notebook) -> None:
     assert "%model has no verb 'lod'" in nb.run("%model lod x").evalue
     assert nb.complete("%model sh")["matches"] == ["shards"]
     assert nb.complete("%model load x --str")["matches"] == ["--strategy"]
+
+
+def test_an_interrupt_does_not_lose_a_first_turn(nb: Notebook) -> None:
+    nb.ok(f"%model load {TOY}")
+    nb.ok("%%distributed\nmodel.tokenizer.eos_token_ids = {511}")  # it never says that
+    sent = nb.send(f"%%chat --chat talk --max-tokens 100000\n{COUNT}")
+    nb.wait_for_output(sent, "1")
+    nb.interrupt()
+    assert not nb.finish(sent).ok
+    assert nb.ok("%%distributed\nrprint(len(talk.messages))").text() == "2\n"
 
 
 def test_a_conversation_in_a_terminal() -> None:
@@ -330,7 +407,7 @@ def test_a_conversation_in_a_terminal() -> None:
         COUNTED,
     ]
     assert "pipeline, as asked for" in done.stdout
-    assert [each for each in running() if each.name == "chat-toy"] == []
+    assert [each for each in running() if each.name.startswith("chat-toy-")] == []
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_terminal_command() -> None:
@@ -342,4 +419,4 @@ def test_a_model_that_cannot_be_loaded_ends_the_terminal_command() -> None:
     )
     assert done.returncode == 1
     assert "is not a folder" in done.stderr
-    assert [each for each in running() if each.name == "chat-model"] == []
+    assert [each for each in running() if each.name.startswith("chat-model-")] == []

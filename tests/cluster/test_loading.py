@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 import macluster
-from macluster.engine.models import dry, tiny
+from macluster.engine.models import dry, splitting, tiny
 from tests.cluster.faults import KILL, SUM, end_of
 from tests.cluster.models import ENV, TIMEOUT, answers, fails, start
 
@@ -28,7 +29,7 @@ from pathlib import Path
 import mlx.core as mx, mlx_lm
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from macluster.engine.errors import ModelError
-from macluster.engine.models import dry, tiny
+from macluster.engine.models import dry, splitting, tiny
 
 toy, folder, context = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 paper = {}
@@ -175,7 +176,8 @@ def with_memory(sizes: str, code: str) -> str:
     """A cell in whose loads the ranks have so many bytes of memory."""
     return f"""
 from macluster.engine.models import load as loading
-memory, loading.memory = loading.memory, lambda: (2 * ({sizes})[rank], "the memory of a test")
+memory, loading.memory = loading.memory, lambda: (
+    "", 2 * ({sizes})[rank], "the memory of a test")
 try:
     {code}
 finally:
@@ -199,7 +201,7 @@ def test_a_model_that_is_too_large_is_refused_before_it_is_read(two: macluster.W
     assert "is 100.0 kB" in text
     text = fails(two, with_memory("[10**5, 10**5]", f"macluster.load({TOY!r})"))
     assert text.startswith("The qwen2 model does not fit on rank 0 (pipeline).")
-    assert "and so do 1 more ranks" in text
+    assert "too small, too: rank 1" in text
 
 
 def test_unequal_memory_makes_unequal_parts(two: macluster.World) -> None:
@@ -215,7 +217,7 @@ def test_unequal_memory_makes_unequal_parts(two: macluster.World) -> None:
 
 
 def test_a_pipeline_is_cut_where_it_was_asked_for(two: macluster.World, reference: Any) -> None:
-    load = f"loaded = macluster.load({TOY!r}, 'pipeline', split=[3, 1])"
+    load = f"loaded = macluster.load({TOY!r}, split=[3, 1])"
     tokens = (
         "print(json.dumps([part.token for part in macluster.stream_generate(loaded, "
         "[5, 99, 300, 42, 7], max_tokens=24)]))"
@@ -246,12 +248,40 @@ def test_a_cut_that_does_not_fit_is_refused(two: macluster.World, options: str, 
 # -- where from ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        ("{toy}, 'tensor' if rank else 'pipeline'", "strategy"),
+        ("{toy}, context=100 + rank", "context"),
+        ("{toy}, adapter={adapter} if rank else None", "adapter"),
+    ],
+)
+def test_ranks_that_are_asked_for_different_things_are_stopped(
+    two: macluster.World, folder: Path, call: str, what: str
+) -> None:
+    arguments = call.format(toy=repr(TOY), adapter=repr(str(folder / "adapter")))
+    text = fails(two, f"macluster.load({arguments})")
+    assert f"Rank 1 was asked to load something else than rank 0: another {what}." in text
+
+
+def test_no_memory_at_all_is_an_answer() -> None:
+    assert splitting.by_memory(10, [5] * 4, [100, 15]) == (3, 1)
+    with pytest.raises(macluster.ModelError, match="does not fit on rank 1"):
+        dry.dry_run(TOY, 2, "pipeline", budgets=[10**9, 0])
+
+
 def test_each_host_may_have_another_path(two: macluster.World, tmp_path: Path) -> None:
     other = tmp_path / "elsewhere"
-    other.symlink_to(TOY)
+    shutil.copytree(TOY, other)
     paths = {0: TOY, "*": str(other)}
     code = f"print(json.dumps(macluster.load({paths!r}).size))"
     assert answers(two, code) == [2, 2]
+    # A rank that is started anew finds its own, too.
+    two.run(f"loaded = macluster.load({paths!r})").result(TIMEOUT)
+    where = "print(json.dumps(str(loaded.path)))"
+    before = answers(two, where)
+    end_of(two.run(f"import os, signal\nif rank == 1:\n    {KILL.code}\n{SUM}"))
+    assert answers(two, where) == before == [str(Path(TOY).resolve()), str(other)]
     text = fails(two, f"macluster.load({{0: {TOY!r}}})")
     assert "The paths name neither rank 1 nor its host" in text
 

@@ -495,6 +495,22 @@ def nothing_is_left(name: str) -> None:
     assert list(security.glob(f"*{name}*")) == []
 
 
+def test_an_object_of_a_cluster_that_is_gone_leaves_the_next_one_alone() -> None:
+    first = macluster.Cluster(1, name="same-name")
+    first.start_sync()
+    command("stop", "same-name")
+    with macluster.Cluster(1, name="same-name") as world:
+        late = macluster.Cluster(1, name="same-name")
+        with pytest.raises(macluster.ClusterExists):
+            late.start_sync()
+        world.run("kept = 42").result(PATIENCE)
+        late.stop_sync()
+        first.stop_sync()
+        assert texts(world, "print(kept)") == ["42"]
+        assert [each.name for each in macluster.Cluster.running()].count("same-name") == 1
+    nothing_is_left("same-name")
+
+
 def test_a_cluster_that_was_stopped_from_elsewhere_says_so() -> None:
     cluster = macluster.Cluster(2, name="elsewhere")
     world = cluster.start_sync()
