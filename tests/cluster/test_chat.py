@@ -253,6 +253,37 @@ def test_coarse_rounding_hides_no_broken_shard(
         assert not ok, verdict
 
 
+ONCE_WRONG = """
+from macluster.engine.models import check as checking
+compare, wrong = checking._compare, {wrong}
+def sometimes(*arguments):
+    found = compare(*arguments)
+    if wrong and found:
+        wrong.pop()
+        return (1.0, *found[1:])
+    return found
+checking._compare = sometimes
+try:
+    print(json.dumps(macluster.check(model, lengths=(5,)).ok))
+finally:
+    checking._compare = compare
+"""
+
+
+def test_one_prompt_that_rounding_sent_astray_is_no_verdict(
+    two: macluster.World, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "coarse")
+    made = [sys.executable, "-c", COARSE, TOY, folder, "bfloat16"]
+    subprocess.run(made, check=True, env={**os.environ, **ENV})
+    two.run(f"model = macluster.load({folder!r}, 'tensor')").result(TIMEOUT)
+    assert answers(two, ONCE_WRONG.format(wrong="[1]")) == [True, True]
+    assert answers(two, ONCE_WRONG.format(wrong="[1, 1]")) == [False, False]
+    # In float32 on a CPU there is no such excuse.
+    two.run(f"model = macluster.load({TOY!r}, 'tensor')").result(TIMEOUT)
+    assert answers(two, ONCE_WRONG.format(wrong="[1]")) == [False, False]
+
+
 COARSE = """
 import json, shutil, sys
 from pathlib import Path

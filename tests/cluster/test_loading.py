@@ -204,6 +204,23 @@ def test_a_model_that_is_too_large_is_refused_before_it_is_read(two: macluster.W
     assert "too small, too: rank 1" in text
 
 
+def test_where_no_pipeline_can_run_none_is_chosen(two: macluster.World) -> None:
+    # What MLX lacks on CUDA.
+    code = """
+from macluster.engine.models import load as loading
+against, loading.against_pipelines = loading.against_pipelines, lambda: "MLX has no send()"
+try:
+    {}
+finally:
+    loading.against_pipelines = against
+"""
+    text = fails(two, code.format(f"macluster.load({TOY!r}, 'pipeline')"))
+    assert text.startswith("A qwen2 model cannot be split by depth here.")
+    assert "MLX has no send()" in text
+    two.run(code.format(f"loaded = macluster.load({TOY!r})")).result(TIMEOUT)
+    assert [each[0][1] for each in layers(two)] == ["tensor", "tensor"]
+
+
 def test_unequal_memory_makes_unequal_parts(two: macluster.World) -> None:
     load = f"loaded = macluster.load({TOY!r}, context=64)"
     # Half of the toy with its cache needs some 600 kB; a rank with one layer fewer.
