@@ -5,13 +5,27 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from ..engine.errors import UsageError
 
 # A word of a line; quotes keep spaces together and stay.
 WORD = re.compile(r"""\s*((?:"[^"]*"|'[^']*'|\S)+)""")
+
+
+def read_verb(
+    magic: str, verbs: Mapping[str, Arguments], line: str, example: str
+) -> tuple[str, argparse.Namespace]:
+    """The verb at the start of a magic's line, and its options. Raises UsageError."""
+    verb, _, rest = line.strip().partition(" ")
+    if verb not in verbs:
+        raise UsageError(
+            f"{magic} has no verb {verb!r}." if verb else f"{magic} needs a verb.",
+            why="it has " + ", ".join(verbs),
+            do=f"{example}, for example; {magic}? explains all of them",
+        )
+    return verb, verbs[verb].read(rest)
 
 
 class Arguments(argparse.ArgumentParser):

@@ -15,7 +15,7 @@ from ..engine.errors import StartError, UsageError, WorldError
 from ..engine.hostfile import split_assignment
 from ..engine.processes import runs
 from ..engine.reports import abort_text, stacks_text
-from .arguments import Arguments
+from .arguments import Arguments, read_verb
 from .lines import Steps
 from .relay import plain_text
 from .session import Session
@@ -77,14 +77,7 @@ class ClusterMagics(Magics):
 
     @line_magic
     def cluster(self, line: str) -> Any:
-        verb, _, rest = line.strip().partition(" ")
-        if verb not in VERBS:
-            raise UsageError(
-                f"%cluster has no verb {verb!r}." if verb else "%cluster needs a verb.",
-                why="it has " + ", ".join(VERBS),
-                do="%cluster start 2, for example; %cluster? explains all of them",
-            )
-        options = VERBS[verb].read(rest)
+        verb, options = read_verb("%cluster", VERBS, line, "%cluster start 2")
         return getattr(self, f"_{verb}")(options)
 
     cluster.__doc__ = (

@@ -11,7 +11,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
 from ..engine.errors import UsageError
 from ..engine.plan.planner import Plan, plan
-from .arguments import Arguments
+from .arguments import Arguments, read_verb
 from .session import Session
 
 TAKEN = {"group", "macluster", "mx", "rank", "rprint", "size"}  # what every cell on a rank finds
@@ -84,14 +84,7 @@ class ModelMagics(Magics):
 
     @line_magic
     def model(self, line: str) -> Plan | None:
-        verb, _, rest = line.strip().partition(" ")
-        if verb not in VERBS:
-            raise UsageError(
-                f"%model has no verb {verb!r}." if verb else "%model needs a verb.",
-                why="it has " + ", ".join(VERBS),
-                do="%model load PATH, for example; %model? explains all of them",
-            )
-        options = VERBS[verb].read(rest)
+        verb, options = read_verb("%model", VERBS, line, "%model load PATH")
         if verb == "plan":
             # On paper: no cluster is needed.
             return plan(

@@ -21,7 +21,7 @@ import attrs
 
 from ..errors import ModelError
 from .shards import Part, ShardMap, compare, shard_map
-from .splitting import Split, Strategy, Wish
+from .splitting import Split, Strategy, Wish, read_split
 from .trial import CacheSize
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def dry_run(
     answer = json.loads(done.stdout.splitlines()[-1])
     if "error" in answer:
         raise ModelError(**answer["error"])
-    split = Split(answer["strategy"], answer["reason"], answer["split"] and tuple(answer["split"]))
+    split = read_split(answer["split"])
     parts = [[Part(*part) for part in each["parts"]] for each in answer["ranks"]]
     return DryRun(
         kind=answer["kind"],
@@ -154,7 +154,7 @@ def paper_model(source: str | dict[str, Any]) -> tuple[nn.Module, dict[str, Any]
     from mlx import nn
     from mlx_lm.utils import _get_classes
 
-    from .folder import explain, lazy_model
+    from .folder import explain, lazy_model, text_config
 
     if isinstance(source, str):
         path = Path(source)
@@ -175,7 +175,7 @@ def paper_model(source: str | dict[str, Any]) -> tuple[nn.Module, dict[str, Any]
         model = model_class(arguments.from_dict(config))
     except Exception as error:
         raise explain(path, error) from error
-    text = {**config, **config.get("text_config", {})}
+    text = text_config(config)
     kind = str(text.get("torch_dtype") or text.get("dtype") or "bfloat16")
     model.set_dtype(getattr(mx, kind, mx.bfloat16))
     quantization = text.get("quantization")
@@ -201,7 +201,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     """What `dry_run` reads: see there."""
     from mlx_lm.utils import get_total_parameters
 
-    from .folder import arrays
+    from .folder import arrays, text_config
     from .splitting import Budget, choose, split_depth, split_width
     from .trial import DryGroup, cache_size, wire_per_token
 
@@ -210,7 +210,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
 
     size, layers = request["size"], request["layers"]
     model, config = whole()
-    text = {**config, **config.get("text_config", {})}
+    text = text_config(config)
     wish = Wish(request["strategy"], layers and tuple(layers), request["context"])
     room = request["budgets"] or [1 << 62] * size
     split = choose(whole, wish, [Budget(each, "its memory") for each in room])
@@ -233,9 +233,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
         )
     return {
         "kind": config["model_type"],
-        "strategy": split.strategy,
-        "reason": split.reason,
-        "split": split.layers,
+        "split": attrs.asdict(split),
         "whole": sum(value.nbytes for value in full.values()),
         "layers": len(model.layers),
         "hidden": text.get("hidden_size") or text.get("n_embd", 0),

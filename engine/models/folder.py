@@ -174,5 +174,10 @@ def explain(folder: Path, error: Exception) -> ModelError:
     )
 
 
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration, with that of its language model where it has others, too."""
+    return {**config, **config.get("text_config", {})}
+
+
 def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

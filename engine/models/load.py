@@ -20,7 +20,7 @@ import attrs
 from ..errors import ModelError
 from ..units import bytes_text
 from .agree import by_one, exchange, together
-from .folder import arrays, check_same_files, find, first_line, lazy_model
+from .folder import arrays, check_same_files, find, first_line, lazy_model, text_config
 from .splitting import (
     Budget,
     Split,
@@ -71,7 +71,7 @@ class LoadedModel:
     @property
     def text_config(self) -> dict[str, Any]:
         """The configuration, with that of its language model where it has others, too."""
-        return {**self.config, **self.config.get("text_config", {})}
+        return text_config(self.config)
 
     @property
     def reason(self) -> str:

@@ -11,7 +11,7 @@ import attrs
 from ..errors import ModelError
 from ..hostfile import describe_ranks
 from ..units import bytes_text
-from .folder import arrays, first_line
+from .folder import arrays, first_line, text_config
 from .trial import CacheSize, DryGroup, cache_by_layer, cache_size
 
 if TYPE_CHECKING:
@@ -295,7 +295,7 @@ def _integers(model: nn.Module) -> dict[tuple[str, str], int]:
 
 
 def _indivisible(model: nn.Module, config: dict[str, Any], size: int, detail: str) -> ModelError:
-    text = {**config, **config.get("text_config", {})}
+    text = text_config(config)
     words = {"num_attention_heads": "attention heads", "num_key_value_heads": "key-value heads"}
     counts = {text[key]: word for key, word in words.items() if isinstance(text.get(key), int)}
     odd = [f"{count} {word}" for count, word in counts.items() if count % size]
