@@ -108,8 +108,9 @@ class Chat:
     def stream(self, text: str, **options: Any) -> Iterator[GenerationResponse]:
         """Say something, and yield the answer token by token; `last` has the figures afterwards.
 
-        A turn that fails before its first token leaves no trace. Raises ModelError on every rank
-        when the ranks were told different things.
+        A turn that fails leaves no trace: other ranks may not have come as far. One that is
+        interrupted or left early is kept as far as it came. Raises ModelError on every rank when
+        the ranks were told different things.
         """
         began = time.monotonic()
         self._agree()
@@ -138,7 +139,7 @@ class Chat:
             raise
         finally:
             self._settle([*tokens, *produced], sound=reason != "failed")
-            if produced:
+            if produced and reason != "failed":
                 self.messages = [*messages, {"role": "assistant", "content": answer}]
             took = time.monotonic() - first if first else 0.0
             self.last = Answer(
@@ -172,25 +173,30 @@ class Chat:
     def _agree(self) -> None:
         """See that all ranks have the same conversation, and caches of the same length.
 
-        A rank that was started anew has neither, and takes the conversation over. A collective;
-        raises ModelError when two ranks hold different conversations.
+        A rank that was started anew has neither, and takes the conversation over. A turn that
+        failed on some ranks only is dropped on the others. A collective; raises ModelError when
+        two ranks hold different conversations.
         """
         facts = {"system": self.system, "options": _plain(self.options), "messages": self.messages}
         theirs = exchange({**facts, "held": _digest(self._held), "begun": self._begun})
         if all(each == theirs[0] for each in theirs):
             return
         begun = [rank for rank, each in enumerate(theirs) if each["begun"]] or [0]
-        source = theirs[begun[0]]
+        shortest = min(begun, key=lambda rank: len(theirs[rank]["messages"]))
+        source, common = theirs[shortest], theirs[shortest]["messages"]
         for rank in begun:
-            if theirs[rank]["messages"] != source["messages"]:
+            beyond = theirs[rank]["messages"][len(common) :]
+            same = theirs[rank]["messages"][: len(common)] == common
+            if not same or [each["role"] for each in beyond] not in ([], ["user", "assistant"]):
                 raise ModelError(
-                    f"Rank {rank} holds another conversation than rank {begun[0]}.",
+                    f"Rank {rank} holds another conversation than rank {shortest}.",
                     why="`messages` was edited on some ranks only, or a restore failed on some",
                     do="edit it in a cell that runs on all ranks, or begin anew: chat.reset()",
                 )
         if not self._begun:
-            self.system, self.messages = source["system"], list(source["messages"])
+            self.system = source["system"]
             self.options = {**self.options, **source["options"]}
+        self.messages = list(common)
         self._forget()
 
     @property

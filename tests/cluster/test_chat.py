@@ -128,6 +128,23 @@ def test_a_turn_that_fails_leaves_no_trace(two: macluster.World) -> None:
     assert answers(two, "print(json.dumps(len(chat.messages)))") == [2, 2]
 
 
+def test_a_turn_that_fails_on_one_rank_is_dropped_on_all(two: macluster.World) -> None:
+    two.run(f"model = macluster.load({TOY!r})").result(TIMEOUT)
+    said(two, f"chat = macluster.Chat(model)\nturns = [chat.say({FRANCE!r})]")
+    cell = two.run(
+        f"for number, part in enumerate(chat.stream({JAPAN!r})):\n"
+        "    if rank == 1 and number == 1:\n        raise ValueError('enough')"
+    )
+    cell.wait()
+    with pytest.raises(macluster.CellError, match="enough"):
+        cell.check()
+    # The one that failed left its answer early; the other was freed in the middle of a step.
+    assert answers(two, "print(json.dumps(len(chat.messages)))") == [2, 4]
+    turns = said(two, f"turns = [chat.say({JAPAN!r})]")
+    assert [turn[0] for turn in turns] == ["The capital of Japan is Tokyo."]
+    assert answers(two, "print(json.dumps(len(chat.messages)))") == [4, 4]
+
+
 def test_conversations_that_differ_are_told_of(two: macluster.World) -> None:
     two.run(f"model = macluster.load({TOY!r})").result(TIMEOUT)
     said(two, f"chat = macluster.Chat(model)\nturns = [chat.say({FRANCE!r})]")
