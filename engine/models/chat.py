@@ -16,7 +16,7 @@ from ..errors import ModelError
 from ..steps import turnstile
 from .agree import exchange, together
 from .folder import first_line
-from .generate import prompt_tokens, stream_generate
+from .generate import draft_of, new_cache, prompt_tokens, stream_generate
 from .load import LoadedModel
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Answer:
 
     `prompt_tokens` were computed, `reused` came from the cache; `first` are the seconds to the
     first token, `tokens_per_second` counts from there; `context` is what the cache holds now.
+    `drafted` of the tokens were proposed by the draft.
     """
 
     text: str
@@ -42,11 +43,13 @@ class Answer:
     context: int
     limit: int | None
     finish_reason: str
+    drafted: int = 0
 
     def __str__(self) -> str:
         room = f" of {self.limit:,}" if self.limit else ""
+        drafted = f" ({self.drafted} drafted)" if self.drafted else ""
         return (
-            f"[{self.tokens} tokens, {self.tokens_per_second:.1f} tokens/s, first after "
+            f"[{self.tokens} tokens{drafted}, {self.tokens_per_second:.1f} tokens/s, first after "
             f"{self.first:.2f} s; {self.context:,}{room} tokens of context]"
         )
 
@@ -116,8 +119,8 @@ class Chat:
         self._agree()
         messages = [*self.messages, {"role": "user", "content": text}]
         tokens = together(lambda: prompt_tokens(self.loaded, messages))
-        reused = self._keep(tokens)
-        answer, produced, first, reason = "", [], 0.0, "failed"
+        reused = self._keep(tokens, draft_of(self.loaded, {**self.options, **options}))
+        answer, produced, first, reason, drafted = "", [], 0.0, "failed", 0
         options = {**self.options, **options, "prompt_cache": self._cache}
         turnstile.stopped = False
         try:
@@ -125,6 +128,7 @@ class Chat:
                 first = first or time.monotonic()
                 produced.append(int(part.token))
                 answer += part.text
+                drafted += part.from_draft
                 reason = part.finish_reason or "stop"
                 yield part
         except GeneratorExit:
@@ -152,18 +156,22 @@ class Chat:
                 context=len(tokens) + len(produced),
                 limit=context_limit(self.loaded),
                 finish_reason=reason,
+                drafted=drafted,
             )
 
     def _settle(self, spoken: list[int], *, sound: bool) -> None:
         """After a turn: know what the cache holds, or give it up."""
         from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
-        length = _length(self._cache)
-        if self._cache is not None and length > len(spoken) and can_trim_prompt_cache(self._cache):
-            # mlx-lm computes one token ahead, and this one was never seen.
-            trim_prompt_cache(self._cache, length - len(spoken))
-            length = len(spoken)
-        if not sound or not 0 < length <= len(spoken):
+        cache, count = self._cache or [], len(new_cache(self.loaded, None))
+        parts = [part for part in (cache[:count], cache[count:]) if part]
+        # mlx-lm computes one token ahead, and this one was never seen. A draft has not read the
+        # last of its proposals when all of them were right.
+        length = min([len(spoken), *map(_length, parts)])
+        for part in parts:
+            if _length(part) > length and can_trim_prompt_cache(part):
+                trim_prompt_cache(part, _length(part) - length)
+        if not sound or length == 0 or {_length(part) for part in parts} != {length}:
             self._forget()
         else:
             self._held = spoken[:length]
@@ -203,14 +211,13 @@ class Chat:
     def _begun(self) -> bool:
         return any(message["role"] != "system" for message in self.messages)
 
-    def _keep(self, tokens: Sequence[int]) -> int:
+    def _keep(self, tokens: Sequence[int], draft: Any) -> int:
         """Cut the cache back to what `tokens` begins with. Returns how many tokens that are."""
-        from mlx_lm.models.cache import (
-            can_trim_prompt_cache,
-            make_prompt_cache,
-            trim_prompt_cache,
-        )
+        from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
+        empty = new_cache(self.loaded, draft)
+        if self._cache is not None and len(self._cache) != len(empty):
+            self._forget()  # it was made with another draft, or without one
         same = 0
         # One token at least has to be computed.
         for mine, wanted in zip(self._held, tokens[:-1], strict=False):
@@ -222,7 +229,7 @@ class Chat:
             trim_prompt_cache(self._cache, surplus)
         elif self._cache is None or surplus:
             # Some layers sum up what they have read, and cannot forget the end of it.
-            self._cache, same = make_prompt_cache(self.loaded.model), 0
+            self._cache, same = empty, 0
         return same
 
     # -- kept on disk ----------------------------------------------------------------------------
@@ -286,11 +293,11 @@ class Chat:
         return folder / f"rank-{self.loaded.rank}-of-{self.loaded.size}.safetensors"
 
     def _kind(self) -> dict[str, str]:
-        split = self.loaded.split
+        split, draft = self.loaded.split, self.loaded.draft
+        other = {} if draft is None else {"draft": _model_digest(draft)}
         return {
-            "model": hashlib.sha256(
-                json.dumps(self.loaded.config, sort_keys=True, default=str).encode()
-            ).hexdigest()[:16],
+            **other,
+            "model": _model_digest(self.loaded),
             "strategy": split.strategy,
             "layers": str(split.layers),
         }
@@ -329,6 +336,11 @@ def _length(cache: Sequence[Any] | None) -> int:
         elif isinstance(getattr(each, "offset", None), int):
             lengths.append(each.offset)
     return max(lengths)
+
+
+def _model_digest(loaded: LoadedModel) -> str:
+    text = json.dumps(loaded.config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _digest(tokens: Sequence[int]) -> str:

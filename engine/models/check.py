@@ -12,6 +12,7 @@ import attrs
 
 from ..errors import ModelError
 from ..tables import Table
+from . import hub
 from .agree import exchange, together
 from .chat import context_limit
 from .folder import arrays, lazy_model
@@ -146,6 +147,9 @@ def check(
     import numpy as np
 
     chosen = together(lambda: _lengths(loaded, lengths, tokens))
+    repo = hub.of(loaded.path)
+    # Rank 0 reads the whole model, and has only its own layers of a pipeline.
+    hub.fetch_together(repo, repo.weights if repo is not None and loaded.rank == 0 else [])
     source = np.random.RandomState(seed)
     rows = []
     name, _, coarse = exchange(_precision(loaded))[0]

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
+from . import hub
 from .agree import exchange, together
+from .hub import WEIGHTS
 
 if TYPE_CHECKING:
     import mlx.core as mx
     from mlx import nn
 
+first_line = hub.first_line
+
 # What has to be the same on every rank. Anything else in the folder may differ.
 _SAME = ("*config.json", "*.index.json", "tokenizer*", "chat_template*", "vocab*", "merges.txt")
-_WEIGHTS = "model*.safetensors"
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def find(path: str | Path, strategy: str, rank: int) -> Path:
-    """The folder with the model's files; downloads it when `path` is the id of a repository."""
+def check_strategy(strategy: str) -> None:
+    """Raise ModelError for a strategy that does not exist."""
     if strategy not in ("tensor", "pipeline", "auto"):
         raise ModelError(
             f"There is no strategy {strategy!r}.",
             why="it is misspelt, or meant for another library",
             do='use strategy="tensor" (split by width), "pipeline" (by depth) or "auto"',
         )
+
+
+def find(path: str | Path) -> Path:
+    """The folder with the model's files. Raises ModelError when there is none."""
     folder = Path(path).expanduser()
-    if not folder.exists() and _REPO_ID.fullmatch(str(path)):
-        folder = _download(str(path), rank)
     if not (folder / "config.json").is_file():
         found = "has no config.json" if folder.is_dir() else "is not a folder"
         raise ModelError(
@@ -44,22 +49,26 @@ def find(path: str | Path, strategy: str, rank: int) -> Path:
     return folder.resolve()
 
 
-def _download(repo: str, rank: int) -> Path:
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-    from mlx_lm.utils import _download as download
+def open_together(path: str | Path, rank: int) -> tuple[Path, hub.Repo | None]:
+    """The folder of a model, and the revision that it is of, where it comes from the hub.
 
-    if rank != 0:
-        disable_progress_bars()
-    try:
-        return Path(download(repo))
-    except Exception as error:
-        raise ModelError(
-            f"{repo} is neither a folder on {socket.gethostname()} nor a model that could be "
-            "downloaded.",
-            why=f"{type(error).__name__}: {first_line(error)}",
-            do="give the full path of a folder with the model; or check the name and the network, "
-            f"and try `hf download {repo}` in a terminal",
-        ) from error
+    Of a repository only the small files are fetched. A collective; raises ModelError on every rank.
+    """
+    names = exchange(hub.repo_id(path))
+    if not any(names):
+        return together(lambda: find(path)), None
+    repo = hub.agree(names[rank], rank)
+    hub.prepare_together(repo)
+    return together(lambda: find(path) if repo is None else hub.prepare(repo)), repo
+
+
+def open_alone(path: str | Path, commit: str | None) -> tuple[Path, hub.Repo | None]:
+    """The same without the other ranks, who have settled on a commit. Raises ModelError."""
+    name = hub.repo_id(path)
+    if name is None or commit is None:
+        return find(path), None
+    repo = hub.at(name, commit)
+    return hub.prepare(repo), repo
 
 
 def check_same_files(folder: Path) -> None:
@@ -67,7 +76,9 @@ def check_same_files(folder: Path) -> None:
 
     Ranks with different weights compute nonsense without an error.
     """
-    facts = exchange(together(lambda: _facts(folder)))
+    # Of a file that stays on the hub, a rank has the table of contents only.
+    partly = any(exchange(hub.of(folder) is not None))
+    facts = exchange(together(lambda: _facts(folder, partly)))
     versions = [fact["version"] for fact in facts]
     if len(set(versions)) > 1:
         raise ModelError(
@@ -88,17 +99,24 @@ def check_same_files(folder: Path) -> None:
             )
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def _facts(folder: Path, partly: bool) -> dict[str, Any]:
     """The version of mlx-lm, and a short hash of each file that matters.
 
-    Of the weights only their table of contents and their end are hashed: reading all takes minutes.
+    Of the weights only their table of contents and, but for `partly`, their end are hashed: reading
+    all takes minutes.
     """
     import mlx_lm
 
     digests = {}
     for file in sorted({file for pattern in _SAME for file in folder.glob(pattern)}):
         digests[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    for file in sorted(folder.glob(_WEIGHTS)):
+    repo = hub.of(folder)
+    files = folder.glob(WEIGHTS) if repo is None else [folder / name for name in repo.weights]
+    for file in sorted(files):
+        if partly:
+            table = json.dumps(hub.contents(folder, file.name), sort_keys=True)
+            digests[file.name] = hashlib.sha256(table.encode()).hexdigest()[:16]
+            continue
         with file.open("rb") as opened:
             head = opened.read(8)
             # The format starts with the length of its table of contents, 64 bits.
@@ -119,7 +137,8 @@ def lazy_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
     try:
         # mlx-lm's own sharded_load is not strict: it gives random numbers for missing weights.
-        model, config = load_model(folder, lazy=True, strict=True)
+        with hub.opened(folder) as whole:
+            model, config = load_model(whole, lazy=True, strict=True)
     except Exception as error:
         raise explain(folder, error) from error
     return model, config
@@ -151,7 +170,7 @@ def explain(folder: Path, error: Exception) -> ModelError:
         )
     if isinstance(error, FileNotFoundError):
         return ModelError(
-            f"There are no weights ({_WEIGHTS}) in {folder}.",
+            f"There are no weights ({WEIGHTS}) in {folder}.",
             why="only the small files were copied or downloaded",
             do=again,
         )
@@ -177,7 +196,3 @@ def explain(folder: Path, error: Exception) -> ModelError:
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration, with that of its language model where it has others, too."""
     return {**config, **config.get("text_config", {})}
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

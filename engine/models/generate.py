@@ -14,7 +14,10 @@ from .load import LoadedModel
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    from mlx import nn
     from mlx_lm.generate import GenerationResponse
+
+UNLIMITED = 1 << 30  # tokens
 
 # Text to answer, a conversation as messages with "role" and "content", or token ids.
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
@@ -49,7 +52,8 @@ def stream_generate(
         seed: of mx.random, set on every rank at the start: ranks that draw different tokens drift
             apart without an error.
         options: of mlx_lm's `make_sampler` (min_p, top_k, ...) and `stream_generate`
-            (prompt_cache, logits_processors, max_kv_size, draft_model, ...).
+            (prompt_cache, logits_processors, max_kv_size, num_draft_tokens, ...). The draft that
+            the model was loaded with proposes tokens; draft_model=None does without it.
 
     Yields:
         mlx_lm's GenerationResponse: `text`, `token`, `logprobs` (vocabulary,), `prompt_tokens`,
@@ -65,15 +69,18 @@ def stream_generate(
 
     sampling = _sampling(temperature, top_p, options)
     tokens = together(lambda: _checked_tokens(loaded, prompt, max_tokens))
-    _begin([tokens], {**sampling, "seed": seed, "max_tokens": max_tokens})
-    stream = _stream()
+    draft = draft_of(loaded, options)
+    drafts = {"draft": draft is not None, "proposals": options.get("num_draft_tokens")}
+    _begin([tokens], {**sampling, "seed": seed, "max_tokens": max_tokens, **drafts})
+    stream = decoding_stream()
     parts = mlx_lm.stream_generate(
         loaded.model,
         loaded.tokenizer,
         mx.array(tokens),
-        max_tokens=max_tokens,
+        # With a draft mlx-lm takes -1 for a number.
+        max_tokens=UNLIMITED if draft is not None and max_tokens < 0 else max_tokens,
         stream=stream,
-        **{"sampler": make_sampler(**sampling), **options},
+        **{"sampler": make_sampler(**sampling), **options, "draft_model": draft},
     )
     try:
         yield from steps(parts)
@@ -139,14 +146,14 @@ def batch_generate(
     sampling = _sampling(temperature, top_p, options)
     tokens = together(lambda: [_checked_tokens(loaded, each, max_tokens) for each in prompts])
     _begin(tokens, {**sampling, "seed": seed, "max_tokens": max_tokens})
-    stream = _stream()
+    stream = decoding_stream()
     batch = BatchGenerator(
         loaded.model,
         stop_tokens=[[token] for token in loaded.tokenizer.eos_token_ids],
         stream=stream,
         **{"sampler": make_sampler(**sampling), **options},
     )
-    numbers = batch.insert(tokens, [max_tokens if max_tokens > 0 else 1 << 30] * len(tokens))
+    numbers = batch.insert(tokens, [max_tokens if max_tokens > 0 else UNLIMITED] * len(tokens))
     answers: dict[int, list[int]] = {number: [] for number in numbers}
     try:
         for responses in steps(iter(batch.next_generated, [])):
@@ -157,6 +164,21 @@ def batch_generate(
         batch.close()
         mx.synchronize(stream)
     return [loaded.tokenizer.decode(answers[number]) for number in numbers]
+
+
+def draft_of(loaded: LoadedModel, options: Mapping[str, Any]) -> nn.Module | None:
+    """The model that proposes tokens when text is generated with these options."""
+    own = None if loaded.draft is None else loaded.draft.model
+    draft: nn.Module | None = options.get("draft_model", own)
+    return draft
+
+
+def new_cache(loaded: LoadedModel, draft: nn.Module | None) -> list[Any]:
+    """An empty prompt cache: that of the model, and behind it that of the draft."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    cache: list[Any] = make_prompt_cache(loaded.model)
+    return cache if draft is None else cache + make_prompt_cache(draft)
 
 
 def _sampling(temperature: float, top_p: float, options: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +199,7 @@ def _begin(prompts: Sequence[Sequence[int]], numbers: Mapping[str, Any]) -> None
     mx.random.seed(numbers["seed"])
 
 
-def _stream() -> Any:
+def decoding_stream() -> Any:
     """The stream to generate on.
 
     Without a GPU mlx-lm's own stream would be a second CPU stream, and collectives on two streams

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,18 +18,31 @@ import attrs
 
 from ..errors import ModelError
 from ..units import bytes_text
+from . import hub
 from .agree import by_one, exchange, together
-from .folder import arrays, check_same_files, find, first_line, lazy_model, text_config
+from .folder import (
+    arrays,
+    check_same_files,
+    check_strategy,
+    explain,
+    first_line,
+    lazy_model,
+    open_alone,
+    open_together,
+    text_config,
+)
 from .splitting import (
     Budget,
     Split,
     Strategy,
     Wish,
     choose,
+    needs_by_width,
     read_split,
     split_depth,
     split_width,
 )
+from .trial import DryGroup
 
 if TYPE_CHECKING:
     from mlx import nn
@@ -39,6 +51,8 @@ if TYPE_CHECKING:
 # RLIMIT_NOFILE of the whole process, which a notebook must not have.
 
 ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
+WHOLE = Split("tensor", "a draft, which every rank holds whole")
+ALIKE = 0.99  # of two vocabularies, for one model to draft for the other
 
 # One path for all hosts, or one for each: by rank, or by the name of the host.
 ModelPath = str | Path | Mapping[int | str, str | Path]
@@ -49,7 +63,9 @@ class LoadedModel:
     """A model as one rank holds it. Made by `load`.
 
     `parameters` counts the whole model's, `nbytes` is what this rank holds of it, `split` says how
-    it was divided and why; `source` and `adapter` are the paths as they were given.
+    it was divided and why; `source` and `adapter` are the paths as they were given, and `commit` is
+    the revision where `source` is a repository on the hub. `draft` is the model that proposes
+    tokens, whole on every rank.
     """
 
     model: nn.Module
@@ -63,6 +79,8 @@ class LoadedModel:
     nbytes: int
     source: ModelPath
     adapter: ModelPath | None
+    commit: str | None = None
+    draft: LoadedModel | None = None
 
     @property
     def strategy(self) -> Strategy:
@@ -81,12 +99,18 @@ class LoadedModel:
     def __repr__(self) -> str:
         kind = self.config["model_type"]
         count = count_text(self.parameters)
+        held = f"rank {self.rank} holds {bytes_text(self.nbytes)}"
+        how = f"{self.strategy} over {self.size} ranks, {held}"
         if self.size == 1:
-            return f"<{kind}, {count} parameters, whole on one rank, {bytes_text(self.nbytes)}>"
-        return (
-            f"<{kind}, {count} parameters, {self.strategy} over {self.size} ranks, "
-            f"rank {self.rank} holds {bytes_text(self.nbytes)}>"
-        )
+            how = f"whole on one rank, {bytes_text(self.nbytes)}"
+        draft = ""
+        if self.draft is not None:
+            small = self.draft
+            draft = (
+                f"; draft: {small.config['model_type']}, {count_text(small.parameters)}, "
+                f"{bytes_text(small.nbytes)} on every rank"
+            )
+        return f"<{kind}, {count} parameters, {how}{draft}>"
 
 
 def load(
@@ -95,6 +119,7 @@ def load(
     *,
     split: Sequence[int] | None = None,
     adapter: ModelPath | None = None,
+    draft: ModelPath | None = None,
     context: int = 4096,
 ) -> LoadedModel:
     """Load the model in the folder `path`, split over all ranks. Every rank must call it.
@@ -105,9 +130,9 @@ def load(
 
     Args:
         path: a folder with config.json, *.safetensors and a tokenizer, or the id of a repository
-            on the Hugging Face hub, which each host then downloads for itself. Where the folder
-            lies elsewhere on some hosts, a mapping from ranks or host names to paths; "*" is for
-            those that it does not name.
+            on the Hugging Face hub, of which each host then fetches the files that its ranks need.
+            Where the folder lies elsewhere on some hosts, a mapping from ranks or host names to
+            paths; "*" is for those that it does not name.
         strategy: "tensor" splits every layer by width: all ranks work at once. "pipeline" gives
             whole layers to the ranks. "auto" takes "tensor" where mlx-lm can do that to the model,
             its heads divide by the number of ranks and the parts fit, and "pipeline" otherwise.
@@ -115,23 +140,32 @@ def load(
             default as equal as possible, or by memory where the ranks have unequal memory.
         adapter: a folder with adapter_config.json and adapters.safetensors, as mlx_lm.lora writes
             them; it is fused into the weights before they are split.
+        draft: a small model with the same vocabulary, which every rank loads whole. It proposes the
+            next tokens and the model checks several of them at once, which gives the same answers
+            in less time where it often guesses right (speculative decoding).
         context: the tokens of prompt and answer that there must be memory for.
 
     Raises:
-        ModelError: on every rank, when one of them cannot load its part: no such folder, different
-            files on the ranks, a missing weight, a model that cannot be split this way or not over
-            this number of ranks, too little memory.
+        ModelError: on every rank, when one of them cannot load its part: no such folder or
+            repository, no network, a full disk, different files on the ranks, a missing weight, a
+            model that cannot be split this way or not over this number of ranks, too little memory,
+            a draft that does not go with the model.
     """
     import mlx.core as mx
 
     group = mx.distributed.init()
     rank, size = group.rank(), group.size()
     wish = Wish(strategy, None if split is None else tuple(split), context)
-    folder = together(lambda: find(_path_here(path, rank), strategy, rank))
+    together(lambda: check_strategy(strategy))
+    folder, repo = open_together(together(lambda: _path_here(path, rank)), rank)
     check_same_files(folder)
     fused = together(lambda: adapter_folder(adapter, rank))
-    _check_same_wish(wish, fused)
+    _check_same_wish(wish, fused, draft is not None)
     budgets = _budgets(size)
+    small = None
+    if draft is not None:
+        small = _open_draft(draft, rank)
+        budgets = _less(budgets, needs_by_width(small.model, 1, context)[0])
     # One rank decides for all: what it finds in the files may depend on its machine.
     decided = read_split(
         by_one(
@@ -141,23 +175,104 @@ def load(
             rank,
         )
     )
-    loaded = together(lambda: _assemble(path, decided, adapter, group))
+
+    def assemble() -> LoadedModel:
+        loaded = _assemble(path, folder, repo, decided, adapter, group)
+        return loaded if small is None else _with_draft(loaded, small)
+
+    loaded = together(assemble)
+    if hub.fetch_together(repo, together(lambda: _weight_files(loaded, repo))):
+        # What was opened of the files before they were here cannot be read.
+        loaded = together(assemble)
     # The last exchange is the barrier too: nobody starts to generate while others still read.
     together(lambda: _read_weights(loaded))
     return loaded
 
 
-def load_alone(path: ModelPath, split: Split, adapter: ModelPath | None) -> LoadedModel:
+def load_alone(
+    path: ModelPath,
+    split: Split,
+    adapter: ModelPath | None,
+    *,
+    commit: str | None = None,
+    draft: ModelPath | None = None,
+    draft_commit: str | None = None,
+) -> LoadedModel:
     """This rank's part of a model that the other ranks hold already, without any collective.
 
-    Raises ModelError or OSError when the folder is not there any more.
+    Of a repository on the hub it takes the same commit, and asks the hub only for files that are
+    not on this host. Raises ModelError or OSError when the folder is not there any more.
     """
     import mlx.core as mx
 
+    def part(path: ModelPath, split: Split, adapter: Any, commit: Any, group: Any) -> LoadedModel:
+        folder, repo = open_alone(_path_here(path, group.rank()), commit)
+        loaded = _assemble(path, folder, repo, split, adapter, group)
+        if repo is not None and hub.fetch_alone(repo, _weight_files(loaded, repo)):
+            loaded = _assemble(path, folder, repo, split, adapter, group)
+        return loaded
+
     group = mx.distributed.init()
-    loaded = _assemble(path, split, adapter, group)
+    loaded = part(path, split, adapter, commit, group)
+    if draft is not None:
+        small = part(draft, WHOLE, None, draft_commit, DryGroup(group.rank(), 1))
+        loaded = _with_draft(loaded, small)
     _read_weights(loaded)
     return loaded
+
+
+# -- a draft ---------------------------------------------------------------------------------------
+
+
+def _open_draft(path: ModelPath, rank: int) -> LoadedModel:
+    """A draft, of which nothing is read yet. A collective; raises ModelError on every rank."""
+    alone = DryGroup(rank, 1)
+    folder, repo = open_together(together(lambda: _path_here(path, rank)), rank)
+    check_same_files(folder)
+    # It is small, and whole on every rank: there is nothing to decide before it is fetched.
+    hub.fetch_together(repo, [] if repo is None else repo.weights)
+    return together(lambda: _assemble(path, folder, repo, WHOLE, None, alone))
+
+
+def _less(budgets: Sequence[Budget], need: int) -> list[Budget]:
+    words = f"less {bytes_text(need)} for the draft with its cache,"
+    return [Budget(max(0, each.bytes - need), f"{each.of}, {words}") for each in budgets]
+
+
+def _with_draft(loaded: LoadedModel, draft: LoadedModel) -> LoadedModel:
+    """Both together. Raises ModelError when the one cannot draft for the other."""
+    ours, theirs = loaded.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+    same = len(ours.items() & theirs.items())
+    if same < ALIKE * max(len(ours), len(theirs)):
+        raise ModelError(
+            f"The {draft.config['model_type']} model in {draft.path} cannot draft for this one.",
+            why=f"they have different vocabularies: {same:,} tokens of {len(ours):,} and "
+            f"{len(theirs):,} are the same",
+            do="take a small model of the same family, or load the model without a draft",
+        )
+    for each in (loaded, draft):
+        if not _forgets(each.model):
+            raise ModelError(
+                f"There can be no draft with a {each.config['model_type']} model.",
+                why="proposals that turn out wrong must be forgotten, and its cache cannot do that",
+                do="load the model without a draft"
+                if each is loaded
+                else "take another draft, with full attention in all layers",
+            )
+    return attrs.evolve(loaded, draft=draft)
+
+
+def _forgets(model: nn.Module) -> bool:
+    """Whether the last tokens of a cache can be taken back at any time."""
+    from mlx_lm.models import cache as caches
+
+    def full(each: Any) -> bool:
+        if hasattr(each, "caches"):
+            return all(map(full, each.caches))
+        # A window can take tokens back only until it is full, and is silent about it afterwards.
+        return bool(each.is_trimmable()) and not hasattr(each, "max_size")
+
+    return all(map(full, caches.make_prompt_cache(model)))
 
 
 # -- before any weight is read ---------------------------------------------------------------------
@@ -192,11 +307,11 @@ def adapter_folder(adapter: ModelPath | None, rank: int) -> Path | None:
     return folder.resolve()
 
 
-def _check_same_wish(wish: Wish, adapter: Path | None) -> None:
+def _check_same_wish(wish: Wish, adapter: Path | None, draft: bool) -> None:
     """Compare what the ranks were asked. A collective; raises ModelError on every rank."""
     files = [] if adapter is None else [adapter / name for name in ADAPTER_FILES]
     digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files]
-    asked = exchange({**attrs.asdict(wish), "adapter": digests})
+    asked = exchange({**attrs.asdict(wish), "adapter": digests, "draft": draft})
     for rank, each in enumerate(asked):
         names = [name for name in each if each[name] != asked[0][name]]
         if names:
@@ -246,11 +361,25 @@ def memory() -> tuple[str, int, str]:
     return "", int(psutil.virtual_memory().available), "the free memory"
 
 
-def _assemble(path: ModelPath, split: Split, adapter: ModelPath | None, group: Any) -> LoadedModel:
+def _weight_files(loaded: LoadedModel, repo: hub.Repo | None) -> list[str]:
+    """The files that hold this rank's part, where they come from the hub."""
+    if repo is None:
+        return []
+    whole = loaded.size == 1 or loaded.strategy == "tensor"
+    return hub.needed(repo, None if whole else arrays(loaded.model))
+
+
+def _assemble(
+    path: ModelPath,
+    folder: Path,
+    repo: hub.Repo | None,
+    split: Split,
+    adapter: ModelPath | None,
+    group: Any,
+) -> LoadedModel:
     """The model with this rank's share of each parameter, none of them read yet."""
     from mlx_lm.utils import get_total_parameters, load_tokenizer
 
-    folder = find(_path_here(path, group.rank()), split.strategy, group.rank())
     fused = adapter_folder(adapter, group.rank())
     model, config = lazy_model(folder)
     try:
@@ -284,6 +413,7 @@ def _assemble(path: ModelPath, split: Split, adapter: ModelPath | None, group: A
         nbytes=sum(value.nbytes for value in arrays(model).values()),
         source=path,
         adapter=adapter,
+        commit=None if repo is None else repo.commit,
     )
 
 
@@ -321,32 +451,26 @@ def _read_weights(loaded: LoadedModel) -> None:
     """Read this rank's share. Rank 0 shows how far it is, on one line, once a second."""
     import mlx.core as mx
 
-    start = shown = time.monotonic()
-    done = 0
-    line = ""
-    for value in arrays(loaded.model).values():
+    values = list(arrays(loaded.model).values())
+    if loaded.draft is not None:
+        values += arrays(loaded.draft.model).values()
+    total = sum(value.nbytes for value in values)
+    progress = hub.Progress(f"rank {loaded.rank}", total, shown=loaded.rank == 0)
+    for value in values:
         # One at a time: a parameter is read whole before it is cut, and one mx.eval of everything
         # would hold all of them whole (and is too long for Metal's watchdog above 300 GB).
-        mx.eval(value)
-        done += value.nbytes
-        now = time.monotonic()
-        if now - shown >= 1:
-            shown = now
+        try:
+            mx.eval(value)
+        except RuntimeError as error:
+            if "[read]" not in str(error):
+                raise
+            # The end of a file is missing, or all of it but for its table of contents.
+            raise explain(loaded.path, error) from error
+        if progress.add(value.nbytes):
             mx.clear_cache()
-            if loaded.rank == 0:
-                left = (now - start) * (loaded.nbytes - done) / done
-                line = (
-                    f"rank 0: {bytes_text(done)} of {bytes_text(loaded.nbytes)}, "
-                    f"{bytes_text(done / (now - start))}/s, {left:.0f} s left"
-                ).ljust(len(line))
-                print(f"\r{line}", end="", flush=True)
     # The buffers of the whole parameters: nothing will need that size again.
     mx.clear_cache()
-    if loaded.rank == 0:
-        seconds = max(time.monotonic() - start, 1e-3)
-        speed = f"{bytes_text(done / seconds)}/s"
-        last = f"rank 0: {bytes_text(done)} in {seconds:.1f} s, {speed}"
-        print(f"\r{last.ljust(len(line))}" if line else last, flush=True)
+    progress.close()
 
 
 def held(names: Mapping[str, Any], name: str) -> LoadedModel:

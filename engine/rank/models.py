@@ -10,9 +10,10 @@ import attrs
 
 
 def held(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
-    """The names that are bound to a loaded model: [{"name", "path", "split", "adapter"}].
+    """The names that are bound to a loaded model, and what `reload` needs to load it again.
 
-    The paths are as they were given, so that each host finds its own.
+    The paths are as they were given, so that each host finds its own. What comes from the hub is
+    loaded again from the same commit.
     """
     load = sys.modules.get("macluster.engine.models.load")
     if load is None:
@@ -24,6 +25,9 @@ def held(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview])
                 "path": load.plain_path(value.source),
                 "split": attrs.asdict(value.split),
                 "adapter": load.plain_path(value.adapter),
+                "commit": value.commit,
+                "draft": value.draft and load.plain_path(value.draft.source),
+                "draft_commit": value.draft and value.draft.commit,
             }
             for name, value in load.models_in(kernel.shell.user_ns).items()
         ]
@@ -36,6 +40,13 @@ def reload(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview
     from ..models.splitting import read_split
 
     for model in content["models"]:
-        split = read_split(model["split"])
-        kernel.shell.push({model["name"]: load_alone(model["path"], split, model["adapter"])})
+        loaded = load_alone(
+            model["path"],
+            read_split(model["split"]),
+            model["adapter"],
+            commit=model["commit"],
+            draft=model["draft"],
+            draft_commit=model["draft_commit"],
+        )
+        kernel.shell.push({model["name"]: loaded})
     return {}, ()
