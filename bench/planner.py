@@ -1,22 +1,31 @@
 """The planner beside every figure that was published and that it has the configuration for.
 
 One set of constants for all; nothing is set per model. Where a publication leaves something out,
-the row says what was assumed.
+the row says what was assumed. Then the calibrated planner beside small real models, on one and two
+ranks of this machine.
 
-    python bench/planner.py [--json FILE]
+    python bench/planner.py [--json FILE] [--published | --here]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
+import macluster
 from macluster.engine.models.splitting import Strategy
+from macluster.engine.models.tiny import toy_path
 from macluster.engine.plan.hosts import GIB, Hosts, PlannedHost
 from macluster.engine.plan.macs import Link
 from macluster.engine.plan.planner import Plan, plan
@@ -138,6 +147,114 @@ LEFT_OUT = (
 )
 
 
+# -- here: small real models on ranks of this machine ----------------------------------------------
+
+# In a process of its own: mlx_lm lowers RLIMIT_NOFILE of its process for good. Two are tiny, so
+# nearly all of their time is that of their layers; reading weights is most of the third's.
+MAKE = """
+import json, shutil, sys
+from pathlib import Path
+import mlx.core as mx
+from mlx_lm.utils import save_model
+from macluster.engine.models import tiny
+from macluster.engine.models.dry import paper_model
+
+folder = Path(sys.argv[1])
+for name in ("llama", "qwen3_moe"):
+    tiny.make(name, folder / f"tiny {name}")
+wide = folder / "wide llama"
+shutil.copytree(folder / "tiny llama", wide)
+config = json.loads((wide / "config.json").read_text())
+config |= {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
+           "num_key_value_heads": 8, "head_dim": 64, "torch_dtype": "float32"}
+model, _ = paper_model(config)
+mx.eval(model.parameters())
+save_model(wide, model)
+(wide / "config.json").write_text(json.dumps(config))
+"""
+LOCAL = ("toy", "tiny llama", "tiny qwen3_moe", "wide llama")
+RANKS = (1, 2)
+# Without this MLX calls a C++ compiler for every new kernel where there is no GPU.
+ENV = {"MLX_DISABLE_COMPILE": "1"}
+CELL = 300  # seconds that a cell may take
+
+
+def here(repeats: int) -> list[dict[str, Any]]:
+    """Predicted and measured, for each model and number of ranks, `repeats` times."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-c", MAKE, folder], check=True, env={**os.environ, **ENV})
+        for size in RANKS:
+            name = f"bench-planner-{os.getpid()}-{size}"
+            cluster = macluster.Cluster(size, backend="ring", name=name, env=ENV)
+            try:
+                world = cluster.start_sync()
+                for model in LOCAL:
+                    path = toy_path() if model == "toy" else Path(folder) / model
+                    code = (
+                        f"import json\nmodel = macluster.load({str(path)!r})\n"
+                        f"for _ in range({repeats}):\n"
+                        "    print(json.dumps(macluster.compare_plan(model).to_json()))"
+                    )
+                    text = world.run(code).result(CELL).runs[0].text("stdout")
+                    lines = [line for line in text.splitlines() if line.startswith("{")]
+                    found += [{"model": model, "ranks": size, **json.loads(x)} for x in lines]
+            finally:
+                cluster.stop_sync()
+    return found
+
+
+def print_here(found: Sequence[dict[str, Any]]) -> None:
+    rows = []
+    for each in found:
+        for row in each["rows"]:
+            if row["unit"] == "bytes":
+                continue
+            seconds = row["figure"].startswith("first")
+            scale, places = (1000, 0) if seconds else (1, 1)
+            predicted, low, high, measured = (
+                f"{scale * value:.{places}f}"
+                for value in (*row["predicted"].values(), row["measured"])
+            )
+            rows.append(
+                [
+                    each["model"],
+                    str(each["ranks"]),
+                    "first token, ms" if seconds else row["figure"],
+                    f"{predicted} ({low}-{high})",
+                    measured,
+                    f"{row['error']:+.0f} %",
+                    "yes" if row["inside"] else "no",
+                ]
+            )
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, on the CPU"
+    heading = ("model", "ranks", "figure", "predicted", "measured", "error", "in the range")
+    title = f"\nCalibrated, on ranks of this machine ({machine}; ring)"
+    print(Table(heading, rows, right=(1, 3, 4, 5), title=title).text(170))
+    for size in RANKS:
+        errors = [
+            abs(row["error"])
+            for each in found
+            for row in each["rows"]
+            if each["ranks"] == size and row["figure"] == "tokens/s"
+        ]
+        plural = "s" if size > 1 else ""
+        print(
+            f"{size} rank{plural}: median error of tokens/s {statistics.median(errors):.0f} %, "
+            f"largest {max(errors):.0f} %, of {len(errors)}"
+        )
+    wrong = [
+        each["model"]
+        for each in found
+        for row in each["rows"]
+        if row["unit"] == "bytes" and not row["inside"]
+    ]
+    print(f"Bytes on the ranks: {'exact' if not wrong else 'WRONG for ' + ', '.join(wrong)}")
+
+
+# -- published figures -----------------------------------------------------------------------------
+
+
 def plan_row(row: Row) -> Plan:
     return plan(
         row.model,
@@ -157,9 +274,24 @@ def results(rows: Sequence[Row]) -> Iterator[tuple[Row, Plan]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures to FILE")
+    parser.add_argument("--repeats", type=int, default=2, help="of each model on this machine")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--published", action="store_true", help="only published figures")
+    only.add_argument("--here", action="store_true", help="only models on this machine")
     options = parser.parse_args()
+    figures = {}
+    if not options.here:
+        figures["published"] = published_figures()
+    if not options.published:
+        figures["here"] = here(options.repeats)
+        print_here(figures["here"])
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
-    found = []
+
+def published_figures() -> list[dict[str, Any]]:
+    """Print them, and give them back."""
+    found: list[dict[str, Any]] = []
     first_tokens = []
     for row, made in results(ROWS):
         compared = made.compare(row.published, measured_first_token=row.first_token)
@@ -251,8 +383,7 @@ def main() -> None:
     print("\nPublished, but not reproduced:")
     for what, why in LEFT_OUT:
         print(f"- {what}: {why}")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    return found
 
 
 if __name__ == "__main__":

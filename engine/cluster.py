@@ -522,9 +522,10 @@ class Cluster(ipyparallel.Cluster):
 
 
 def as_hostfile(hosts: int | str | Path | Hostfile) -> Hostfile:
-    """A Hostfile from a number of local ranks, a path, or itself."""
+    """A Hostfile from a number of local ranks, also as text, a path, or itself."""
     if isinstance(hosts, Hostfile):
         return hosts
-    if isinstance(hosts, int):
-        return Hostfile.local(hosts)
+    # A file whose name is a number can be given as ./4.
+    if isinstance(hosts, int) or (isinstance(hosts, str) and hosts.lstrip("-").isdigit()):
+        return Hostfile.local(int(hosts))
     return Hostfile.load(hosts)

@@ -103,7 +103,7 @@ class ClusterMagics(Magics):
             )
         env = dict(split_assignment(text) for text in options.env)
         cluster = Cluster(
-            int(hosts) if hosts.lstrip("-").isdigit() else hosts,
+            hosts,
             backend=options.backend,
             env=env,
             name=options.name,

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from ..hostfile import describe_ranks
+from ..steps import steps
 from ..tables import Table
 from .agree import exchange
+from .generate import decoding_stream
 from .load import LoadedModel
 
 if TYPE_CHECKING:
@@ -147,6 +149,39 @@ def token_time(loaded: LoadedModel, *, prompt: int = 64, tokens: int = 32) -> To
         timed=max(each["timed"] for each in found),
         title=f"{kind}, {loaded.strategy} over {loaded.size} ranks",
     )
+
+
+@attrs.frozen
+class Generated:
+    """One timed generation on this rank: seconds to the first token, and of each token after it."""
+
+    first: float
+    token: float
+
+
+def timed_generation(loaded: LoadedModel, prompt: int, tokens: int) -> Generated:
+    """Generate `tokens` tokens behind `prompt` others, as `generate` does, and time it.
+
+    Every rank must call it. Whatever the tokens are, they cost the same, and an end token does not
+    end it. An interrupt stops all ranks after the same token.
+    """
+    import mlx.core as mx
+    from mlx_lm.generate import generate_step
+
+    stream = decoding_stream()
+    ones = mx.ones((prompt,), mx.int32)
+    # Nobody starts before all are ready: waiting for a rank is no part of its first token.
+    exchange(None)
+    began = time.perf_counter()
+    parts = generate_step(ones, loaded.model, stream, max_tokens=tokens)
+    times = []
+    try:
+        for _ in steps(parts):
+            times.append(time.perf_counter() - began)
+    finally:
+        parts.close()
+        mx.synchronize(stream)
+    return Generated(times[0], (times[-1] - times[0]) / (tokens - 1))
 
 
 def _spread(values: list[float]) -> tuple[float, float]:

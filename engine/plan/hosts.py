@@ -83,10 +83,10 @@ def parse(description: str | int | Hostfile | Hosts, *, macs_are: str | None = N
 
     Args:
         description: "4 x M3 Ultra 512GB, mesh", "M3 Ultra 512GB + M4 Max 128GB, ethernet", a number
-            of ranks on this machine, or a Hostfile. The link is mesh or jaccl-ring (RDMA over
-            Thunderbolt 5), ring (TCP over Thunderbolt), 10gbe or 1gbe (TCP over Ethernet). Without
-            one, Macs with Thunderbolt 5 are taken to be a mesh. "no fast synch" counts on MLX's
-            default fence in place of MLX_METAL_FAST_SYNCH=1.
+            of ranks on this machine (also as text), or a Hostfile. The link is mesh or jaccl-ring
+            (RDMA over Thunderbolt 5), ring (TCP over Thunderbolt), 10gbe or 1gbe (TCP over
+            Ethernet). Without one, Macs with Thunderbolt 5 are taken to be a mesh. "no fast synch"
+            counts on MLX's default fence in place of MLX_METAL_FAST_SYNCH=1.
         macs_are: for a Hostfile, the Macs that it names: "4 x M3 Ultra 512GB". A hostfile does not
             say.
 
@@ -104,8 +104,8 @@ def parse(description: str | int | Hostfile | Hosts, *, macs_are: str | None = N
             why=f"the hosts were given as {description!r}, which says it already",
             do="leave macs_are out",
         )
-    if isinstance(description, int):
-        return _local(description)
+    if isinstance(description, int) or description.strip().isdigit():
+        return _local(int(description))
     return _of_text(description)
 
 

@@ -21,8 +21,9 @@ from ..tables import Table
 from ..units import bytes_text
 from . import speed
 from .hosts import Hosts, PlannedHost, parse
+from .measured import Measured
 from .model import BITS, PlannedModel, find
-from .speed import MEASURED_SPREAD, NOTHING, Calibration, Prediction, Terms, Work
+from .speed import MEASURED_SPREAD, NOTHING, Calibration, Prediction, Terms, Work, digits
 
 # macOS lets the GPU use about this part of the memory: recommendedMaxWorkingSetSize as in
 # gpustack#1375; 0.67 on small Macs (exo#1672), 0.84 on 128 GB with macOS 26 (ds4#893).
@@ -99,6 +100,7 @@ class Plan:
     gpu_share: float
     options: tuple[Option, ...]
     calibrated: tuple[str, ...] = ()
+    measured: Measured | None = None
 
     @property
     def best(self) -> Option:
@@ -164,6 +166,23 @@ class Plan:
                 do="plan.compare(28.3)",
             )
         return Comparison(f"{self.model} on {self.hosts}, {option.strategy}", tuple(rows))
+
+    def to_json(self) -> dict[str, Any]:
+        """All that the tables show, and the ranges, as JSON types: bytes, seconds and tokens/s."""
+        return {
+            "model": self.model,
+            "model_bytes": self.model_bytes,
+            "hosts": str(self.hosts),
+            "link": None if self.hosts.link is None else self.hosts.link.name,
+            "context": self.context,
+            "prompt": self.prompt,
+            "gpu_share": self.gpu_share,
+            "best": self.best.strategy,
+            "fits": self.fits,
+            "options": [_option_json(option) for option in self.options],
+            "measured": None if self.measured is None else self.measured.to_json(),
+            "notes": self._notes(),
+        }
 
     # -- showing it --------------------------------------------------------------------------------
 
@@ -245,7 +264,9 @@ class Plan:
                 "Predicted, not measured (lowest-highest in brackets)" + measured + ": "
                 f"cache of {self.context} tokens, half of it filled, prompt of {self.prompt}."
             )
-            if len(self.hosts) > 1 and self.hosts.fast_synch:
+            if self.measured is not None:
+                notes += self.measured.said(len(self.hosts))
+            elif len(self.hosts) > 1 and self.hosts.fast_synch:
                 notes.append(
                     "With MLX_METAL_FAST_SYNCH=1; without it each collective takes "
                     f"{speed.SLOW_FENCE * 1e6:.0f} us more."
@@ -267,6 +288,28 @@ class Plan:
         return tables + "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
 
 
+def _option_json(option: Option) -> dict[str, Any]:
+    ranks = [{**attrs.asdict(rank), "headroom": rank.headroom} for rank in option.ranks]
+    records = {
+        name: None if value is None else attrs.asdict(value)
+        for name, value in (
+            ("terms", option.terms),
+            ("tokens_per_second", option.tokens_per_second),
+            ("first_token", option.first_token),
+        )
+    }
+    change, error = option.change, option.why_not
+    return {
+        "strategy": option.strategy,
+        "reason": option.reason,
+        "ranks": ranks,
+        "fits": option.fits,
+        **records,
+        "change": None if change is None else {"kind": change.kind, "text": change.text},
+        "why_not": None if error is None else {"what": error.what, "why": error.why},
+    }
+
+
 @attrs.frozen
 class Compared:
     """One figure, predicted and measured."""
@@ -274,11 +317,17 @@ class Compared:
     figure: str
     predicted: Prediction
     measured: float
+    unit: Literal["", "bytes"] = ""
 
     @property
     def error(self) -> float:
         """Percent of the measured figure: positive when too much was predicted."""
         return 100 * (self.predicted.value - self.measured) / self.measured
+
+    @property
+    def ratio(self) -> float:
+        """What was predicted, divided by what was measured."""
+        return self.predicted.value / self.measured
 
     @property
     def inside(self) -> bool:
@@ -288,30 +337,44 @@ class Compared:
 
 @attrs.frozen(repr=False)
 class Comparison:
-    """What was predicted beside what was measured. Prints as a table."""
+    """What was predicted beside what was measured. Prints as a table, with `notes` below."""
 
     title: str
     rows: tuple[Compared, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        rows = [
+            {**attrs.asdict(row), "ratio": row.ratio, "error": row.error, "inside": row.inside}
+            for row in self.rows
+        ]
+        return {"title": self.title, "rows": rows, "notes": list(self.notes)}
 
     def _table(self) -> Table:
         rows = [
             [
                 row.figure,
-                row.predicted.text(),
-                f"{row.measured:.1f}",
+                bytes_text(row.predicted.value) if row.unit else row.predicted.text(),
+                bytes_text(row.measured)
+                if row.unit
+                else f"{row.measured:.{digits(row.measured)}f}",
+                f"{row.ratio:.2f}",
                 f"{row.error:+.0f} %",
                 "yes" if row.inside else "no",
             ]
             for row in self.rows
         ]
-        heading = ("figure", "predicted", "measured", "error", "in the range")
-        return Table(heading, rows, right=(1, 2, 3), title=self.title)
+        heading = ("figure", "predicted", "measured", "ratio", "error", "in the range")
+        return Table(heading, rows, right=(1, 2, 3, 4), title=self.title)
 
     def __repr__(self) -> str:
-        return repr(self._table())
+        notes = [textwrap.fill(note, WIDTH) for note in self.notes]
+        return "\n".join([self._table().text(WIDTH), *([""] if notes else []), *notes])
 
     def _repr_html_(self) -> str:
-        return self._table()._repr_html_()
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return self._table()._repr_html_() + notes
 
 
 # -- making it -------------------------------------------------------------------------------------
@@ -319,12 +382,13 @@ class Comparison:
 
 def plan(
     model: str | Path | dict[str, Any],
-    hosts: str | int | Hostfile | Hosts,
+    hosts: str | int | Hostfile | Hosts | None = None,
     *,
     strategy: Strategy | Literal["auto"] = "auto",
     context: int = 8192,
     prompt: int = 512,
     calibration: Calibration | None = None,
+    measured: Measured | str | Path | None = None,
     gpu_share: float = GPU_SHARE,
     macs_are: str | None = None,
 ) -> Plan:
@@ -336,12 +400,15 @@ def plan(
         model: a folder with config.json, such a file, a configuration as a dict, or a name like
             "DeepSeek-V3.1 4-bit" (`model.catalogue()` lists them).
         hosts: "4 x M3 Ultra 512GB, mesh", a number of ranks on this machine, or a Hostfile; see
-            `hosts.parse`.
+            `hosts.parse`. Without them, the ranks that `measured` is of.
         strategy: "tensor", "pipeline", or both.
         context: tokens of prompt and answer that there must be memory for. Half of them are taken
             to be in the cache while a token is generated.
         prompt: tokens of the prompt, for the time to the first token.
-        calibration: measured figures, in place of constants.
+        calibration: figures that you measured, in place of constants.
+        measured: what `calibrate` found on running ranks, or the file that it was saved in. It
+            takes the place of bandwidth, time of a layer and speed of a prompt, and of the link
+            where it is of as many ranks.
         gpu_share: the part of a Mac's memory that the GPU may use. It is raised with
             `sudo sysctl iogpu.wired_limit_mb=N`.
         macs_are: for a Hostfile, what its hosts are: "4 x M3 Ultra 512GB".
@@ -362,8 +429,30 @@ def plan(
             why="the prompt is a part of the context, and the GPU's share a part of the memory",
             do="give 1 <= prompt <= context, and 0 < gpu_share <= 1",
         )
+    if isinstance(measured, str | Path):
+        measured = Measured.load(measured)
+    if measured is not None and calibration is not None:
+        raise UsageError(
+            "A plan takes measured or calibration, not both.",
+            why="both take the place of the same constants",
+            do="leave one of them out",
+        )
+    if hosts is None:
+        if measured is None:
+            raise UsageError(
+                "A plan needs hosts.",
+                why="only with measured are they known: the ranks that it was measured on",
+                do='for example: plan(model, "4 x M3 Ultra 512GB, mesh")',
+            )
+        hosts = measured.hosts()
     found, on = find(model), parse(hosts, macs_are=macs_are)
-    made = _Planner(found, on, context, prompt, calibration or NOTHING, gpu_share)
+    if measured is not None and len(on) > 1 and on.link is None and len(on) != measured.size:
+        raise UsageError(
+            f"A calibration of {describe_ranks(range(measured.size))} is none of {len(on)} ranks.",
+            why="sums of another number of ranks take another time, and these have no known link",
+            do=f"calibrate on %cluster start {len(on)}, or name Macs with a link",
+        )
+    made = _Planner(found, on, context, prompt, calibration or NOTHING, gpu_share, measured)
     ways: tuple[Strategy, ...] = ("tensor", "pipeline") if strategy == "auto" else (strategy,)
     if len(on) == 1:
         # One rank holds the whole model, whatever it is called.
@@ -379,10 +468,12 @@ class _Planner:
     prompt: int
     calibration: Calibration
     share: float
+    measured: Measured | None = None
 
     def plan(self, ways: tuple[Strategy, ...]) -> Plan:
         knows_speed = any(host.bandwidth is not None for host in self.hosts.hosts)
         knows_speed |= self.calibration.effective_bandwidth is not None
+        knows_speed |= self.measured is not None
         # Each dry run is a process of its own, so they can run at the same time.
         with ThreadPoolExecutor(4) as pool:
             runs = [pool.submit(self._try, way) for way in ways]
@@ -417,6 +508,7 @@ class _Planner:
             gpu_share=self.share,
             options=tuple(options),
             calibrated=tuple(name.replace("_", " ") for name, value in given.items() if value),
+            measured=self.measured,
         )
 
     def _try(self, way: Strategy, hosts: Hosts | None = None) -> DryRun | ModelError:
@@ -432,22 +524,10 @@ class _Planner:
         fits: bool | None = None
         if all(need.limit is not None for need in needs):
             fits = all((need.headroom or 0) >= 0 for need in needs)
-        work = Work(run, self.hosts, self.calibration)
+        work = Work(run, self.hosts, self.calibration, measured=self.measured)
         if self.calibration.tokens_per_second:
             work = self._calibrated(work, self.calibration.tokens_per_second)
-        tokens = max(self.context // 2, 1)
-        terms = speed.token(work, tokens, speed.EXPECTED)
-        rate = first = None
-        if terms is not None:
-            times = [speed.token(work, tokens, each) for each in (speed.WORST, speed.BEST)]
-            rate = _range(1 / terms.total, [1 / each.total for each in times if each])
-        if parameters is not None:
-            expected, *rest = (
-                speed.first_token(work, self.prompt, parameters, each)
-                for each in (speed.EXPECTED, speed.WORST, speed.BEST)
-            )
-            if expected is not None:
-                first = _range(expected, [each for each in rest if each is not None])
+        terms, rate, first = predict(work, max(self.context // 2, 1), self.prompt, parameters)
         return Option(run.split.strategy, run.split.reason, needs, fits, terms, rate, first)
 
     def _calibrated(self, work: Work, measured: float) -> Work:
@@ -541,7 +621,7 @@ class _Planner:
             if self._fit(tried, more, self.context, self.share):
                 plural = "s" if count > 1 else ""
                 text = f"{count} more host{plural}: {more}"
-                yield Change("hosts", text, self._arguments(hosts=more))
+                yield Change("hosts", text, self._arguments(hosts=more, measured=None))
 
     def _arguments(self, **changed: Any) -> dict[str, Any]:
         same = {
@@ -550,8 +630,31 @@ class _Planner:
             "context": self.context,
             "prompt": self.prompt,
             "gpu_share": self.share,
+            "measured": self.measured,
         }
         return {**same, **changed}
+
+
+def predict(
+    work: Work, cached: int, prompt: int, parameters: int | None
+) -> tuple[Terms | None, Prediction | None, Prediction | None]:
+    """The time of a token behind `cached` others, tokens/s, and seconds to the first token.
+
+    `parameters` are those that a token visits. None where nobody knows.
+    """
+    terms = speed.token(work, cached, speed.EXPECTED)
+    rate = first = None
+    if terms is not None:
+        times = [speed.token(work, cached, each) for each in (speed.WORST, speed.BEST)]
+        rate = _range(1 / terms.total, [1 / each.total for each in times if each])
+    if parameters is not None:
+        expected, *rest = (
+            speed.first_token(work, prompt, parameters, each)
+            for each in (speed.EXPECTED, speed.WORST, speed.BEST)
+        )
+        if expected is not None:
+            first = _range(expected, [each for each in rest if each is not None])
+    return terms, rate, first
 
 
 def _needs(run: DryRun, hosts: Hosts, context: int, share: float) -> tuple[RankNeed, ...]:

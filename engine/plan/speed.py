@@ -9,12 +9,16 @@ A token, in seconds:
 `weights` are the bytes of the parameters that a token visits, `cache` those of the tokens so far.
 A prompt takes 2 x active parameters x tokens / FLOP/s, shared by the ranks of a tensor split and
 added up over the stages of a pipeline, and the collectives of each chunk of 2048 tokens.
+
+With what `calibrate` measured on running ranks: eta x bandwidth is the speed at which a rank reads
+weights, kappa the time of a layer of this architecture, and the latency that of a sum in a chain.
+What a token takes outside of its layers is added then. A prompt takes that, too, for each of its
+chunks, and the first token is one more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 import attrs
 
@@ -22,6 +26,7 @@ from ..models.dry import DryRun
 from ..models.shards import ShardRow
 from .hosts import Hosts, PlannedHost
 from .macs import Link
+from .measured import Case, Measured, RankSpeed
 
 CHUNK = 2048  # tokens that mlx-lm reads at once (prefill_step_size)
 SMALL = 32 * 1024  # bytes; a mesh of more than two ranks shares larger sums out (mlx 0.32.4)
@@ -35,7 +40,8 @@ class Constants:
 
     `eta` is the part of the memory bandwidth that is reached. `dense` and `experts` are the seconds
     that a layer takes beyond reading its weights, without and with a mixture of experts. `prefill`
-    and `prefill_experts` are the parts of a chip's measured speed in reading a prompt.
+    and `prefill_experts` are the parts of a chip's measured speed in reading a prompt. `case` says
+    which end of what was measured, of a link or by `calibrate`, belongs to them.
     """
 
     eta: float
@@ -43,7 +49,7 @@ class Constants:
     experts: float
     prefill: float
     prefill_experts: float
-    latency: Literal["best", "usual", "worst"]
+    case: Case
 
 
 # eta: 0.85 of 819 GB/s on M3 Ultra; 0.71 on an H200 with MLX is the lowest that was measured.
@@ -82,7 +88,9 @@ MEASURED_SPREAD = 0.05
 
 @attrs.frozen
 class Terms:
-    """Where the time of a token goes, in seconds."""
+    """Where the time of a token goes, in seconds. With what `calibrate` measured, `layers` holds
+    what a token takes outside of its layers, too.
+    """
 
     weights: float
     cache: float
@@ -92,6 +100,11 @@ class Terms:
     @property
     def total(self) -> float:
         return self.weights + self.cache + self.layers + self.wire
+
+
+def digits(value: float) -> int:
+    """How many places to show: two for small numbers, none for large ones."""
+    return 2 if value < 0.95 else 1 if value < 100 else 0
 
 
 @attrs.frozen
@@ -104,8 +117,8 @@ class Prediction:
 
     def text(self, unit: str = "") -> str:
         """ "31.0 (25.3-36.1) tok/s"."""
-        digits = 1 if self.value < 100 else 0
-        numbers = f"{self.value:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})"
+        places = digits(self.value)
+        numbers = f"{self.value:.{places}f} ({self.low:.{places}f}-{self.high:.{places}f})"
         return f"{numbers} {unit}".strip()
 
 
@@ -114,12 +127,24 @@ class Work:
     """All that a prediction needs: the divided model and what it runs on.
 
     `scale` multiplies the time of weights, cache and layers; 1 without a calibration of it.
+    `measured` is what `calibrate` found.
     """
 
     run: DryRun
     hosts: Hosts
     calibration: Calibration = NOTHING
     scale: float = 1.0
+    measured: Measured | None = None
+
+    def speed_of(self, rank: int) -> RankSpeed | None:
+        """What was measured of a rank."""
+        return None if self.measured is None else self.measured.rank(rank, len(self.run.ranks))
+
+    @property
+    def knows_sums(self) -> bool:
+        """Whether sums of as many ranks were measured: those of more ranks take longer."""
+        found = self.measured
+        return found is not None and bool(found.latency) and found.size == len(self.run.ranks)
 
 
 # -- a token ---------------------------------------------------------------------------------------
@@ -127,19 +152,16 @@ class Work:
 
 def token(work: Work, tokens: int, constants: Constants) -> Terms | None:
     """The time of one token after `tokens` others. None when a host's bandwidth is not known."""
-    run, hosts, calibration = work.run, work.hosts, work.calibration
+    run = work.run
     layers = _layers_of(run)
     parts = []
-    for rank, (part, host) in enumerate(zip(run.ranks, hosts.hosts, strict=True)):
-        speed = calibration.effective_bandwidth or (
-            None if host.bandwidth is None else constants.eta * host.bandwidth
-        )
+    for rank, part in enumerate(run.ranks):
+        speed = _reading(work, rank, constants)
         if speed is None:
             return None
-        dense, experts = layers[rank]
-        overhead = dense * constants.dense + experts * constants.experts
-        if calibration.effective_bandwidth:
-            overhead = 0.0
+        overhead = _layers_seconds(work, rank, layers[rank], constants)
+        measured = work.speed_of(rank)
+        plain = None if measured is None else measured.plain.speed(constants.case)
         weights = part.active / speed
         if run.split.strategy == "pipeline" and len(run.ranks) > 1:
             # All ranks compute the output layer, at once, after the last stage.
@@ -147,26 +169,55 @@ def token(work: Work, tokens: int, constants: Constants) -> Terms | None:
         parts.append(
             Terms(
                 work.scale * weights,
-                work.scale * part.cache.bytes(tokens) / speed,
+                work.scale * part.cache.bytes(tokens) / (plain or speed),
                 work.scale * overhead,
                 0.0,
             )
         )
     wire = _wire(work, 1, constants)
+    besides = _besides(work, constants)
     if run.split.strategy == "pipeline" and len(run.ranks) > 1:
         head = max(_head_seconds(work, rank, constants) for rank in range(len(parts)))
         return Terms(
             sum(part.weights for part in parts) + head,
             sum(part.cache for part in parts),
-            sum(part.layers for part in parts),
+            sum(part.layers for part in parts) + besides,
             wire,
         )
-    return attrs.evolve(max(parts, key=lambda part: part.total), wire=wire)
+    slowest = max(parts, key=lambda part: part.total)
+    return attrs.evolve(slowest, layers=slowest.layers + besides, wire=wire)
+
+
+def _reading(work: Work, rank: int, constants: Constants) -> float | None:
+    """Bytes/s at which a rank reads weights."""
+    measured = work.speed_of(rank)
+    if measured is not None:
+        return measured.bandwidth.speed(constants.case)
+    if work.calibration.effective_bandwidth:
+        return work.calibration.effective_bandwidth
+    bandwidth = work.hosts.hosts[rank].bandwidth
+    return None if bandwidth is None else constants.eta * bandwidth
+
+
+def _layers_seconds(work: Work, rank: int, layers: tuple[int, int], constants: Constants) -> float:
+    """What a rank's layers, without and with experts, take beyond reading their weights."""
+    dense, experts = layers
+    measured = work.speed_of(rank)
+    if measured is not None:
+        return (dense + experts) * measured.layer.time(constants.case)
+    if work.calibration.effective_bandwidth:
+        return 0.0  # part of the bandwidth
+    return dense * constants.dense + experts * constants.experts
+
+
+def _besides(work: Work, constants: Constants) -> float:
+    """What a token takes outside of its layers, on the slowest rank, where that was measured."""
+    found = [work.speed_of(rank) for rank in range(len(work.run.ranks))]
+    return max(0.0 if each is None else each.token.time(constants.case) for each in found)
 
 
 def _head_seconds(work: Work, rank: int, constants: Constants) -> float:
-    host = work.hosts.hosts[rank]
-    speed = work.calibration.effective_bandwidth or constants.eta * (host.bandwidth or 1.0)
+    speed = _reading(work, rank, constants) or 1.0
     return work.scale * _head_bytes(work.run, rank) / speed
 
 
@@ -202,7 +253,7 @@ def _is_expert(row: ShardRow) -> bool:
 def _wire(work: Work, tokens: int, constants: Constants) -> float:
     """Seconds on the wire for one step of so many tokens."""
     run, link = work.run, work.hosts.link
-    if len(run.ranks) == 1 or link is None:
+    if len(run.ranks) == 1 or (link is None and not work.knows_sums):
         return 0.0
     if run.split.strategy == "pipeline":
         sends = [each for part in run.ranks for each in part.wire if each[0] == "send"]
@@ -219,14 +270,21 @@ def _wire(work: Work, tokens: int, constants: Constants) -> float:
     return total
 
 
-def collective(work: Work, op: str, count: int, link: Link, constants: Constants) -> float:
+def collective(work: Work, op: str, count: int, link: Link | None, constants: Constants) -> float:
     """Seconds of one collective into which each rank puts `count` bytes.
 
     Mesh: every rank sends to all others at once, each over a cable of its own; sums of more than
     32 KiB between more than two ranks are shared out and gathered. Ring: n - 1 steps to gather,
-    and 2 (n - 1) steps of a part of 1/n to sum.
+    and 2 (n - 1) steps of a part of 1/n to sum. Where `calibrate` measured sums of as many ranks,
+    every collective is taken to be one.
     """
     size = len(work.run.ranks)
+    measured = work.measured
+    if work.knows_sums and measured and measured.latency and measured.sums:
+        latency, rate = measured.latency, measured.sums
+        return latency.time(constants.case) + count / rate.speed(constants.case)
+    if link is None:
+        return 0.0
     if op == "send":
         steps, sent = 1, float(count)
     elif link.shape == "ring":
@@ -240,7 +298,7 @@ def collective(work: Work, op: str, count: int, link: Link, constants: Constants
     if work.calibration.collective_latency is not None:
         return work.calibration.collective_latency + sent / bandwidth
     best, worst = link.spread
-    factor = {"best": best, "usual": 1.0, "worst": worst}[constants.latency]
+    factor = {"best": best, "usual": 1.0, "worst": worst}[constants.case]
     fence = 0.0 if work.hosts.fast_synch else SLOW_FENCE
     return factor * (link.latency + (steps - 1) * link.hop) + fence + sent / bandwidth
 
@@ -260,14 +318,20 @@ def first_token(work: Work, prompt: int, parameters: int, constants: Constants) 
     whole = sum(held) if pipeline else _whole_active(run, held[0])
     times = []
     for rank, host in enumerate(work.hosts.hosts):
-        speed = _prefill_speed(work, host, parameters, layers[rank][1] > 0, constants)
+        speed = _prefill_speed(work, rank, host, parameters, layers[rank][1] > 0, constants)
         if speed is None:
             return None
         times.append(2 * parameters * prompt * held[rank] / whole / speed)
     compute = sum(times) if pipeline else max(times)
     full, rest = divmod(prompt, CHUNK)
     chunks = [CHUNK] * full + ([rest] if rest else [])
-    return compute + sum(_wire(work, tokens, constants) for tokens in chunks)
+    read = compute + sum(_wire(work, tokens, constants) for tokens in chunks)
+    one = token(work, prompt, constants)
+    if work.measured is None or one is None:
+        return read
+    each = [_layers_seconds(work, rank, layers[rank], constants) for rank in range(len(run.ranks))]
+    overhead = (sum(each) if pipeline else max(each)) + _besides(work, constants)
+    return read + len(chunks) * overhead + one.total
 
 
 def _whole_active(run: DryRun, held: int) -> float:
@@ -286,8 +350,12 @@ def _whole_active(run: DryRun, held: int) -> float:
 
 
 def _prefill_speed(
-    work: Work, host: PlannedHost, parameters: int, experts: bool, constants: Constants
+    work: Work, rank: int, host: PlannedHost, parameters: int, experts: bool, constants: Constants
 ) -> float | None:
+    found = work.speed_of(rank)
+    if found is not None:
+        part = constants.prefill_experts if experts else 1.0
+        return found.prefill.speed(constants.case) * part
     measured = work.calibration.prefill_tokens_per_second
     if measured is not None:
         return 2 * parameters * measured
