@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import keyword
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,15 @@ from ..engine.errors import UsageError
 
 # A word of a line; quotes keep spaces together and stay.
 WORD = re.compile(r"""\s*((?:"[^"]*"|'[^']*'|\S)+)""")
+
+TAKEN = {"group", "macluster", "mx", "rank", "rprint", "size"}  # what every cell on a rank finds
+
+
+def variable_name(text: str) -> str:
+    """An option's value that becomes a variable on the ranks."""
+    if not text.isidentifier() or keyword.iskeyword(text) or text in TAKEN:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be a name")
+    return text
 
 
 def read_verb(

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import keyword
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
 from ..engine.errors import UsageError
 from ..engine.plan.planner import Plan, plan
-from .arguments import Arguments, read_verb
+from ..engine.source import conversation, held, ours
+from . import relay
+from .arguments import Arguments, read_verb, variable_name
+from .lines import Steps, WaitLine
 from .session import Session
 
-TAKEN = {"group", "macluster", "mx", "rank", "rprint", "size"}  # what every cell on a rank finds
+if TYPE_CHECKING:
+    from ..widgets.shards import ShardView
+
 NAME = "model"  # what a model is bound to on the ranks, unless another name is given
 
 
@@ -26,12 +31,6 @@ def _whole_numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text} is not like 20,20,21") from None
 
 
-def _name(text: str) -> str:
-    if not text.isidentifier() or keyword.iskeyword(text) or text in TAKEN:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be a name")
-    return text
-
-
 LOAD = Arguments("%model load", "Load a model, split over all ranks; it stays loaded.")
 LOAD.add_argument("path", help="a folder, or the id of a repository on the hub")
 LOAD.add_argument("--strategy", choices=("auto", "tensor", "pipeline"), default="auto")
@@ -39,32 +38,55 @@ LOAD.add_argument(
     "--split", type=_whole_numbers, metavar="N,N,...", help="layers of each rank, for a pipeline"
 )
 LOAD.add_argument("--adapter", metavar="FOLDER", help="an adapter to fuse into it")
+LOAD.add_argument("--draft", metavar="PATH", help="a small model that proposes tokens to this one")
 LOAD.add_argument(
     "--context", type=int, default=4096, metavar="TOKENS",
     help="tokens that there must be memory for (default: 4096)",
 )  # fmt: skip
-LOAD.add_argument("--name", type=_name, default=NAME, help=f"on the ranks (default: {NAME})")
+LOAD.add_argument(
+    "--name", type=variable_name, default=NAME, help=f"on the ranks (default: {NAME})"
+)
 SHARDS = Arguments("%model shards", "Who holds which weights, in exact bytes.")
 CHECK = Arguments("%model check", "Compare the split model with the whole one on one rank.")
 CHECK.add_argument(
     "--lengths", type=_whole_numbers, metavar="N,N,...", help="of the prompts, in tokens"
 )
 TIME = Arguments("%model time", "Where the time of a token goes: compute, wait, wire.")
+SHARDS.add_argument(
+    "--context", type=int, metavar="TOKENS",
+    help="of the cache whose size is shown (default: 4096, or what the model was made for)",
+)  # fmt: skip
 for verb in (SHARDS, CHECK, TIME):
-    verb.add_argument("name", nargs="?", type=_name, default=NAME, metavar="NAME")
+    verb.add_argument("name", nargs="?", type=variable_name, default=NAME, metavar="NAME")
 LIST = Arguments("%model list", "The models that the ranks hold.")
 PLAN = Arguments("%model plan", "Whether a model would fit on some Macs, and how fast it would be.")
-PLAN.add_argument("path", metavar="MODEL", help='a folder, or a name such as "DeepSeek-V3.1 8-bit"')
-PLAN.add_argument("hosts", help='for example "4 x M3 Ultra 512GB, mesh", or a number of ranks here')
+PLAN.add_argument(
+    "path", metavar="MODEL", nargs="?", help='a folder, or a name such as "DeepSeek-V3.1 8-bit"'
+)
+PLAN.add_argument(
+    "hosts", nargs="?", help='for example "4 x M3 Ultra 512GB, mesh", or a number of ranks here'
+)
 PLAN.add_argument("--strategy", choices=("auto", "tensor", "pipeline"), default="auto")
 PLAN.add_argument("--context", type=int, default=8192, metavar="TOKENS", help="default: 8192")
 PLAN.add_argument("--prompt", type=int, default=512, metavar="TOKENS", help="default: 512")
+PLAN.add_argument("--measured", metavar="FILE", help="a saved calibration, for its ranks or HOSTS")
+PLAN.add_argument(
+    "--calibrated", action="store_true", help="measure the running ranks first, and plan for them"
+)
+PLAN.add_argument(
+    "--against", type=variable_name, metavar="NAME",
+    help="set what is predicted for a loaded model beside what is measured, on the running ranks",
+)  # fmt: skip
 
 VERBS = {"plan": PLAN, "load": LOAD, "shards": SHARDS, "check": CHECK, "time": TIME, "list": LIST}
 
 CHAT = Arguments("%%chat", "Say the cell's text to a model; the answer comes while it is made.")
-CHAT.add_argument("--model", type=_name, default=NAME, metavar="NAME", help=f"default: {NAME}")
-CHAT.add_argument("--chat", type=_name, default="chat", metavar="NAME", help="default: chat")
+CHAT.add_argument(
+    "--model", type=variable_name, default=NAME, metavar="NAME", help=f"default: {NAME}"
+)
+CHAT.add_argument(
+    "--chat", type=variable_name, default="chat", metavar="NAME", help="default: chat"
+)
 CHAT.add_argument("--system", metavar="TEXT", help="a first message; another one begins anew")
 CHAT.add_argument("--reset", action="store_true", help="begin a new conversation")
 CHAT.add_argument("--max-tokens", type=int, metavar="N", help="at most (default: 256)")
@@ -83,17 +105,23 @@ class ModelMagics(Magics):
         self.session = session
 
     @line_magic
-    def model(self, line: str) -> Plan | None:
+    def model(self, line: str) -> Plan | ShardView | None:
         verb, options = read_verb("%model", VERBS, line, "%model load PATH")
+        if verb == "plan" and on_ranks(options):
+            self._run(self.plan_code(options))
+            return None
         if verb == "plan":
             # On paper: no cluster is needed.
             return plan(
                 options.path,
-                int(options.hosts) if options.hosts.isdigit() else options.hosts,
+                options.hosts,
                 strategy=options.strategy,
                 context=options.context,
                 prompt=options.prompt,
+                measured=options.measured,
             )
+        if verb == "shards":
+            return self._shards(options)
         self._run(getattr(self, f"_{verb}")(options))
         return None
 
@@ -132,6 +160,7 @@ class ModelMagics(Magics):
         arguments = [repr(options.path), repr(options.strategy)]
         arguments += [f"split={options.split!r}"] if options.split else []
         arguments += [f"adapter={options.adapter!r}"] if options.adapter else []
+        arguments += [f"draft={options.draft!r}"] if options.draft else []
         arguments.append(f"context={options.context}")
         name = options.name
         return (
@@ -139,39 +168,71 @@ class ModelMagics(Magics):
             f"rprint({name}, {name}.reason, sep='\\n')"
         )
 
-    @staticmethod
-    def _shards(options: argparse.Namespace) -> str:
-        return f"macluster.shards({_held(options.name)})"
+    def _shards(self, options: argparse.Namespace) -> ShardView:
+        """The ranks find out who holds what; the picture of it lives in this notebook."""
+        from ..engine.models.shards import read_map
+        from ..widgets.shards import ShardView
+
+        drawn = f"macluster.shards({held(options.name)}, context={options.context})"
+        cell = self.session.world.run(f"rprint(__import__('json').dumps({drawn}.as_json()))")
+        relay.show_notices(self.session.world)
+        cell.on_wait, cell.on_repair = WaitLine(), Steps()
+        try:
+            cell.wait()
+        except KeyboardInterrupt:
+            cell.interrupt("you interrupted it")
+        cell.check()
+        # The last line: a library may have printed something before.
+        return ShardView(read_map(json.loads(cell.runs[0].text("stdout").splitlines()[-1])))
 
     @staticmethod
     def _check(options: argparse.Namespace) -> str:
         lengths = f", lengths={options.lengths}" if options.lengths else ""
-        return f"macluster.check({_held(options.name)}{lengths})"
+        return f"macluster.check({held(options.name)}{lengths})"
 
     @staticmethod
     def _time(options: argparse.Namespace) -> str:
-        return f"macluster.token_time({_held(options.name)})"
+        return f"macluster.token_time({held(options.name)})"
+
+    @staticmethod
+    def plan_code(options: argparse.Namespace) -> str:
+        """What the ranks run for a plan that needs them."""
+        if options.against:
+            return f"macluster.compare_plan({held(options.against)})"
+        given = ("strategy", "context", "prompt")
+        how = ", ".join(f"{name}={getattr(options, name)!r}" for name in given)
+        # All ranks measure, one plans.
+        return (
+            f"(lambda path, found: macluster.plan(path, measured=found, {how}) if rank == 0 else "
+            f"None)({options.path!r}, macluster.calibrate({options.path!r}))"
+        )
 
     @staticmethod
     def _list(options: argparse.Namespace) -> str:
-        listing = f"{_from('load', 'models_in')}(globals()).items()"
+        listing = f"{ours('engine.models.load', 'models_in')}(globals()).items()"
         return f"rprint(*(f'{{_name}}: {{_model}}' for _name, _model in {listing}), sep='\\n')"
+
+
+def on_ranks(options: argparse.Namespace) -> bool:
+    """Whether `%model plan` measures on the running ranks. Raises UsageError for half a line."""
+    alone = options.path is None and options.hosts is None and options.measured is None
+    if options.against and alone and not options.calibrated:
+        return True
+    if options.against:
+        PLAN.error("--against NAME stands alone: it calibrates, and knows model and ranks")
+    if options.path is None:
+        PLAN.error("it needs a MODEL, or --against NAME")
+    if options.calibrated and (options.hosts or options.measured):
+        PLAN.error("--calibrated plans for the running ranks: leave HOSTS and --measured out")
+    if not (options.calibrated or options.hosts or options.measured):
+        PLAN.error("it needs HOSTS, --measured FILE, or --calibrated")
+    return bool(options.calibrated)
 
 
 def chat_code(model: str, chat: str, text: str, options: Mapping[str, Any]) -> str:
     """What all ranks run for one turn of a conversation."""
     turn = dict(options)
-    how = {name: turn.pop(name) for name in ("system", "reset") if name in turn}
-    begin = f"{_from('chat', 'conversation')}(globals().get({chat!r}), {_held(model)}, **{how!r})"
+    how: dict[str, Any] = {name: turn.pop(name) for name in ("system", "reset") if name in turn}
     say = f"\n{chat}.say({text!r}, **{turn!r});" if text else ""
     # Bound before anything is said: an interrupt must not lose it.
-    return f"{chat} = {begin}{say}"
-
-
-def _from(module: str, name: str) -> str:
-    """An expression for one of our functions that binds no name on the ranks."""
-    return f"__import__('macluster.engine.models.{module}', fromlist=['{name}']).{name}"
-
-
-def _held(name: str) -> str:
-    return f"{_from('load', 'held')}(globals(), {name!r})"
+    return conversation(chat, model, how) + say

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from ..errors import ModelError
 from ..hostfile import describe_ranks
 from ..tables import Table
 from ..units import bytes_text
 from .agree import exchange, together
 from .folder import arrays, lazy_model
 from .splitting import Split
+from .trial import cache_size
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -20,8 +24,12 @@ if TYPE_CHECKING:
     from .load import LoadedModel
 
 Kind = Literal["split", "replicated", "absent"]
+Family = Literal["attention", "MLP", "experts", "norms", "other"]
+Holding = Literal["split", "whole", "copy", "none"]
 
+CONTEXT = 4096  # tokens
 WIDTH = 100  # characters
+BEFORE, BEHIND = -1, 1 << 30  # places in the model, beside the numbers of its layers
 COLUMNS = 4  # more ranks than this do not get a column each: the table has WIDTH
 
 
@@ -53,17 +61,56 @@ class Group:
     bytes: tuple[int | None, ...]  # of each rank; None where absent
 
 
+@attrs.frozen
+class Room:
+    """The memory of one rank: bytes of `cache` for a whole context, and how many it may fill.
+
+    `limit` counts the weights and the cache, too; `of` says in words what it is of. Both are None
+    or empty where they are not known.
+    """
+
+    cache: int | None = None
+    limit: int | None = None
+    of: str = ""
+
+
+@attrs.frozen
+class Piece:
+    """What one rank holds of one family of modules, in one place of the model.
+
+    `holding` is that of most bytes: "split", a "whole" that no other rank has, a "copy" of what
+    others have as well, or "none". `split` is in the words of the table: "axis 0, whole".
+    """
+
+    family: Family
+    holding: Holding
+    bytes: int
+    split: str
+
+
+@attrs.frozen
+class Place:
+    """One place of the model on every rank: a layer, or what stands before or behind all layers."""
+
+    label: str
+    layer: int | None
+    pieces: tuple[tuple[Piece, ...], ...]  # of each rank, in the order of the model
+
+
 @attrs.frozen(eq=False, repr=False)
 class ShardMap:
     """The sharding map of a model. Made by `shards`; prints as a table, `rows` is for programs.
 
-    `whole_bytes` is the size of the model on one rank.
+    `whole_bytes` is the size of the model on one rank, `rooms` the memory of each rank with a
+    cache of `context` tokens; empty where nobody asked.
     """
 
     rows: tuple[ShardRow, ...]
     title: str
     size: int
     whole_bytes: int
+    rooms: tuple[Room, ...] = ()
+    context: int = CONTEXT
 
     def totals(self) -> list[int]:
         """Bytes on each rank."""
@@ -71,6 +118,25 @@ class ShardMap:
         for row in self.rows:
             totals[row.rank] += row.bytes
         return totals
+
+    def places(self) -> list[Place]:
+        """The map as a picture shows it: place after place, and what each rank holds there."""
+        return _places(self.rows, self.size)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain values; `read_map` makes a ShardMap of them again."""
+        parameters: dict[str, list[list[Any]]] = {}
+        for row in self.rows:
+            part = [row.rank, row.bytes, row.kind, row.axis]
+            parameters.setdefault(row.parameter, []).append(part)
+        return {
+            "title": self.title,
+            "size": self.size,
+            "whole_bytes": self.whole_bytes,
+            "rooms": [attrs.astuple(room) for room in self.rooms],
+            "context": self.context,
+            "parameters": parameters,
+        }
 
     def _table(self) -> Table:
         head = ["layers", "modules", "split"]
@@ -104,18 +170,72 @@ class Part:
     axis: int | None
 
 
-def shards(loaded: LoadedModel) -> ShardMap:
+def shards(loaded: LoadedModel, *, context: int | None = None) -> ShardMap:
     """Find out who holds which weights. Every rank must call it; all get the whole map.
 
     The shapes on each rank are compared with those of the same model before it was split, which
     are in the files' tables of contents; no weight is read.
 
+    Args:
+        context: the tokens of the cache whose size the map tells; by default 4096, or as many as
+            the model was made for, if these are fewer.
+
     Raises:
         ModelError: on every rank, when one of them does not find the model's files any more.
     """
-    found = together(lambda: _compare(loaded))
-    parts = [[Part(*part) for part in each] for each in exchange(found["here"])]
-    return shard_map(loaded.config["model_type"], loaded.split, found["whole"], parts)
+    if context is None:
+        most = loaded.text_config.get("max_position_embeddings")
+        context = min(CONTEXT, most) if isinstance(most, int) else CONTEXT
+    found = together(lambda: {**_compare(loaded), "room": _room_here(loaded, context)})
+    facts = exchange([found["here"], found["room"]])
+    parts = [[Part(*part) for part in each] for each, _ in facts]
+    drawn = shard_map(loaded.config["model_type"], loaded.split, found["whole"], parts)
+    rooms = _rooms([room for _, room in facts], drawn.totals())
+    return attrs.evolve(drawn, rooms=rooms, context=context)
+
+
+def read_map(facts: Mapping[str, Any]) -> ShardMap:
+    """A ShardMap that came as JSON."""
+    rows = [
+        ShardRow(rank, *_place(name), name, count, kind, axis)
+        for name, parts in facts["parameters"].items()
+        for rank, count, kind, axis in parts
+    ]
+    return ShardMap(
+        rows=tuple(sorted(rows, key=lambda row: row.rank)),
+        title=facts["title"],
+        size=facts["size"],
+        whole_bytes=facts["whole_bytes"],
+        rooms=tuple(Room(*room) for room in facts["rooms"]),
+        context=facts["context"],
+    )
+
+
+def _room_here(loaded: LoadedModel, context: int) -> list[Any]:
+    """What `_rooms` wants to know from each rank."""
+    import mlx.core as mx
+
+    from .load import memory
+
+    cache: int | None = None
+    # A model that cannot be tried out on shapes is mapped all the same.
+    with contextlib.suppress(ModelError):
+        cache = cache_size(loaded.model, loaded.size).bytes(context)
+    # What Metal lets a process fill counts what is loaded; free memory does not.
+    counted = mx.default_device() == mx.gpu and mx.metal.is_available()
+    return [cache, socket.gethostname(), counted, *memory()]
+
+
+def _rooms(facts: Sequence[Sequence[Any]], weights: Sequence[int]) -> tuple[Room, ...]:
+    """The memory of each rank; ranks on one device share it."""
+    devices = [(host, device) for _, host, _, device, *_ in facts]
+    rooms = []
+    for rank, (cache, host, counted, device, free, of) in enumerate(facts):
+        sharing = devices.count((host, device))
+        limit = free // sharing + (0 if counted else weights[rank])
+        share = f"its share of {of}" if sharing > 1 else of
+        rooms.append(Room(cache, limit, f"{share} on {host}"))
+    return tuple(rooms)
 
 
 def shard_map(
@@ -167,6 +287,70 @@ def _place(name: str) -> tuple[int | None, str]:
         if part == "layers" and parts[index + 1].isdigit():
             return int(parts[index + 1]), ".".join(parts[index + 2 :])
     return None, ".".join(parts)
+
+
+# -- the picture -----------------------------------------------------------------------------------
+
+
+def _places(rows: Sequence[ShardRow], size: int) -> list[Place]:
+    holders: dict[str, int] = {}
+    for row in rows:
+        holders[row.parameter] = holders.get(row.parameter, 0) + (row.kind != "absent")
+    # What stands before the first layer is the way in, the rest is the way out.
+    where: dict[str, int] = {}
+    found: dict[int, list[ShardRow]] = {}
+    for row in rows:
+        if row.parameter not in where:
+            behind = _is_behind(row, any(0 <= place < BEHIND for place in where.values()))
+            outside = BEHIND if behind else BEFORE
+            where[row.parameter] = outside if row.layer is None else row.layer
+        found.setdefault(where[row.parameter], []).append(row)
+    places = []
+    for place in sorted(found):
+        mine: list[dict[Family, list[ShardRow]]] = [{} for _ in range(size)]
+        for row in found[place]:
+            mine[row.rank].setdefault(_family(row), []).append(row)
+        pieces = tuple(
+            tuple(_piece(family, each, holders) for family, each in families.items())
+            for families in mine
+        )
+        outside = place in (BEFORE, BEHIND)
+        names = dict.fromkeys(row.module.rpartition(".")[2] for row in found[place])
+        label = ", ".join(names) if outside else f"layer {place}"
+        places.append(Place(label, None if outside else place, pieces))
+    return places
+
+
+def _piece(family: Family, rows: Sequence[ShardRow], holders: Mapping[str, int]) -> Piece:
+    split = sum(row.bytes for row in rows if row.kind == "split")
+    full = [row for row in rows if row.kind == "replicated"]
+    bytes_ = split + sum(row.bytes for row in full)
+    holding: Holding = "none"
+    if split > bytes_ - split:
+        holding = "split"
+    elif full:
+        largest = max(full, key=lambda row: row.bytes)
+        holding = "whole" if holders[largest.parameter] == 1 else "copy"
+    return Piece(family, holding, bytes_, _split_text(rows))
+
+
+def _is_behind(row: ShardRow, seen_layer: bool) -> bool:
+    # Some models list their layers before the embedding.
+    return seen_layer and "embed" not in row.module and "wte" not in row.module
+
+
+def _family(row: ShardRow) -> Family:
+    """What a module is for, by the names that mlx-lm's models use."""
+    if row.layer is None:
+        return "other"
+    name = row.module.lower()
+    if "shared" not in name and ("switch" in name or "expert" in name):
+        return "experts"
+    if any(word in name for word in ("mlp", "feed_forward", "ffn", "moe", "expert")):
+        return "MLP"
+    if "attn" in name or "attention" in name.partition(".")[0]:
+        return "attention"
+    return "norms" if "norm" in name else "other"
 
 
 # -- the table -------------------------------------------------------------------------------------
