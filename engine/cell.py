@@ -228,7 +228,12 @@ class Cell:
         if early or now < self._looked + LOOK:
             return
         self._looked = now
-        finding = self._watch.look(self.running, self.world.where())
+        where = self.world.where()
+        finding = self._watch.look(self.running, where)
+        urls = [each["serving"] for each in where.values() if each["cell"] != self.id]
+        if any(urls):
+            # Begun by another process, or nobody would wait here.
+            finding = Finding(f"the ranks serve a model at {max(urls)} until %serve stop")
         if finding.deadlock and self.running:
             self.deadlock = finding
             self._free("nobody will ever join the collective that they wait in")

@@ -18,6 +18,7 @@ from .recovery import Recovery
 
 if TYPE_CHECKING:
     from .cluster import Cluster
+    from .serve.serving import Serving
 
 ASK_TIMEOUT = 5.0  # seconds
 WHERE_TIMEOUT = 0.5  # seconds, for all ranks together: a rescue must not wait for the stuck ones
@@ -36,6 +37,7 @@ class World:
         self._cells: weakref.WeakSet[Cell] = weakref.WeakSet()
         self.cells_sent = 0  # from here
         self.held: dict[str, dict[str, Any]] = {}  # models that new ranks have yet to be given
+        self.serving: Serving | None = None  # begun here: no cell can run meanwhile
         self.rebuilds = True  # whether MLX lets a process leave its world and join another
 
     def __repr__(self) -> str:
@@ -86,13 +88,16 @@ class World:
         execution_count: int = 1,
         checked: bool = False,
         on_output: OnOutput | None = None,
+        serving: Serving | None = None,
     ) -> Cell:
         """Send a cell to `ranks` (all by default) and return at once.
 
         `on_output(rank, message)` is called in another thread for each output message. `checked`
-        compares every collective before it moves data. A world that has lost a rank is mended
-        first. Raises WorldBroken when it cannot be.
+        compares every collective before it moves data; `serving` is whom the cell serves a model
+        for. A world that has lost a rank is mended first. Raises WorldBroken when it cannot be,
+        and WorldError while the ranks serve a model.
         """
+        self.require_free(serving)
         if self.client.lost is not None:
             raise self.client.lost
         self._mend()
@@ -132,6 +137,15 @@ class World:
         if self.dead or self.phase != "ok":
             self.notices += self.recover("a rank had died").notes
 
+    def require_free(self, serving: Serving | None = None) -> None:
+        """Raise WorldError when the ranks serve a model, for another than `serving`."""
+        if self.serving is not None and self.serving is not serving:
+            raise WorldError(
+                f"The ranks serve a model at {self.serving.url}.",
+                why="while they do, they run nothing else: all of them compute the answers in step",
+                do="%serve stop makes them free, with the model still loaded; %serve start goes on",
+            )
+
     def _settled_before(self, number: int) -> int:
         """The number of the last cell before which all are dealt with."""
         open_cells = [each.number for each in list(self._cells) if not each.settled]
@@ -151,7 +165,9 @@ class World:
 
         Raises the error that a rank raised, or WorldError when it takes longer than `timeout`. An
         interrupt ends the call on the ranks, too; when they do not react, the world is given up.
+        Raises WorldError also while the ranks serve a model.
         """
+        self.require_free()
         self._mend()
         futures = self.send_call(name, content, ranks=ranks, buffers=buffers, each=each)
         try:

@@ -35,10 +35,16 @@ if TYPE_CHECKING:
     from .engine.models.shards import shards
     from .engine.models.timing import token_time
     from .engine.models.tiny import toy_path
+    from .engine.plan.calibrate import calibrate
+    from .engine.plan.compare import compare_plan
+    from .engine.plan.measured import Measured
     from .engine.plan.planner import plan
     from .engine.recovery import Recovery
+    from .engine.serve.loop import serve
+    from .engine.serve.serving import Serving
     from .engine.steps import steps
     from .engine.world import World
+    from .magics.chat_ui import chat_ui
 
 __version__ = "0.1.0"
 
@@ -59,9 +65,11 @@ __all__ = [
     "HostfileError",
     "LoadedModel",
     "MaclusterError",
+    "Measured",
     "ModelError",
     "RankDied",
     "Recovery",
+    "Serving",
     "StartError",
     "TransferError",
     "UsageError",
@@ -69,11 +77,15 @@ __all__ = [
     "WorldBroken",
     "WorldError",
     "batch_generate",
+    "calibrate",
+    "chat_ui",
     "check",
+    "compare_plan",
     "generate",
     "load",
     "load_ipython_extension",
     "plan",
+    "serve",
     "shards",
     "steps",
     "stream_generate",
@@ -91,13 +103,19 @@ _HOMES = {
     "Host": "engine.hostfile",
     "Hostfile": "engine.hostfile",
     "LoadedModel": "engine.models.load",
+    "Measured": "engine.plan.measured",
     "Recovery": "engine.recovery",
+    "Serving": "engine.serve.serving",
     "World": "engine.world",
     "batch_generate": "engine.models.generate",
+    "calibrate": "engine.plan.calibrate",
+    "chat_ui": "magics.chat_ui",
     "check": "engine.models.check",
+    "compare_plan": "engine.plan.compare",
     "generate": "engine.models.generate",
     "load": "engine.models.load",
     "plan": "engine.plan.planner",
+    "serve": "engine.serve.loop",
     "shards": "engine.models.shards",
     "steps": "engine.steps",
     "stream_generate": "engine.models.generate",

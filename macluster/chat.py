@@ -36,28 +36,29 @@ def add_chat(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Start a cluster, load the model, and talk until the input ends."""
-    name = f"chat-{_name(options.model)}-{os.getpid()}"
+    name = f"chat-{cluster_name(options.model)}-{os.getpid()}"
     cluster = Cluster(options.hostfile or options.n, backend=options.backend, name=name)
     world = cluster.start_sync(lambda step: print(step, file=sys.stderr, flush=True))
     try:
-        _do(world, _loading(options)).check()
+        run_cell(world, f"{load_code(options)}\n{_beginning(options)}").check()
         print(HELP, file=sys.stderr)
         _talk(world, options)
     finally:
         cluster.stop_sync()
 
 
-def _name(model: str) -> str:
+def cluster_name(model: str) -> str:
     """A cluster's name from a path or a repository's."""
     last = model.rstrip("/").rpartition("/")[2]
     return "".join(c if c.isalnum() or c in "-._" else "-" for c in last) or "model"
 
 
-def _loading(options: argparse.Namespace) -> str:
+def load_code(options: argparse.Namespace) -> str:
+    """What the ranks run to load the model that the command names."""
     strategy = "pipeline" if options.pipeline else "auto"
     return (
         f"model = macluster.load({options.model!r}, {strategy!r}, adapter={options.adapter!r})\n"
-        "rprint(model, model.reason, sep='\\n')\n" + _beginning(options)
+        "rprint(model, model.reason, sep='\\n')"
     )
 
 
@@ -84,14 +85,14 @@ def _talk(world: World, options: argparse.Namespace) -> None:
         if not text:
             continue
         try:
-            _do(world, code).check()
+            run_cell(world, code).check()
         except MaclusterError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             # A rank that was started anew has its part of the model, and no conversation.
-            _do(world, f"if 'chat' not in globals():\n    {_beginning(options)}").check()
+            run_cell(world, f"if 'chat' not in globals():\n    {_beginning(options)}").check()
 
 
-def _do(world: World, code: str) -> Cell:
+def run_cell(world: World, code: str) -> Cell:
     """Run a cell, and print what rank 0 prints while it does. Ctrl-C ends the cell."""
 
     def show(rank: int, message: dict[str, Any]) -> None:

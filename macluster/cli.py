@@ -13,6 +13,7 @@ from .engine.errors import MaclusterError
 from .engine.plan.planner import plan
 from .engine.reports import abort_text, stacks_text
 from .engine.tables import Table
+from .serve import add_serve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,14 +59,21 @@ def _parser() -> argparse.ArgumentParser:
     planning = commands.add_parser("plan", help="whether a model fits, and how fast it would be")
     planning.add_argument("model", help='a folder, or a name such as "DeepSeek-V3.1 8-bit"')
     planning.add_argument(
-        "hosts", help='for example "4 x M3 Ultra 512GB, mesh", or a number of ranks'
+        "hosts",
+        nargs="?",
+        help='for example "4 x M3 Ultra 512GB, mesh", or a number of ranks; not needed with '
+        "--measured",
     )
     planning.add_argument("--strategy", choices=("auto", "tensor", "pipeline"), default="auto")
     planning.add_argument("--context", type=int, default=8192, metavar="TOKENS")
     planning.add_argument("--prompt", type=int, default=512, metavar="TOKENS")
+    planning.add_argument(
+        "--measured", metavar="FILE", help="what macluster.calibrate(model).save(FILE) wrote"
+    )
     planning.set_defaults(run=_plan)
 
     add_chat(commands)
+    add_serve(commands)
     return parser
 
 
@@ -108,7 +116,7 @@ def _stop(options: argparse.Namespace) -> None:
 
 def _start(options: argparse.Namespace) -> None:
     cluster = Cluster(
-        int(options.hosts) if options.hosts.isdigit() else options.hosts,
+        options.hosts,
         backend=options.backend,
         name=options.name,
         checked=options.checked,
@@ -120,14 +128,14 @@ def _start(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    hosts = int(options.hosts) if options.hosts.isdigit() else options.hosts
     print(
         plan(
             options.model,
-            hosts,
+            options.hosts,
             strategy=options.strategy,
             context=options.context,
             prompt=options.prompt,
+            measured=options.measured,
         )
     )
 

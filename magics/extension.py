@@ -8,8 +8,17 @@ from .cluster import ClusterMagics
 from .completion import Completion
 from .distributed import DistributedMagics
 from .model import ModelMagics
+from .serve import ServeMagics
 from .session import Session
 from .variables import VariableMagics
+
+NAMES = {
+    "cell": ("distributed", "rank", "chat"),
+    "line": (
+        *("cluster", "distributed", "gather", "model", "pull", "push", "scatter", "serve"),
+        "variables",
+    ),
+}
 
 _loaded: dict[int, Completion | None] = {}
 
@@ -19,7 +28,7 @@ def load(shell: Any) -> None:
     if id(shell) in _loaded:
         return
     session = Session()
-    for magics in (ClusterMagics, DistributedMagics, ModelMagics, VariableMagics):
+    for magics in (ClusterMagics, DistributedMagics, ModelMagics, ServeMagics, VariableMagics):
         shell.register_magics(magics(shell, session))
     kernel = getattr(shell, "kernel", None)
     _loaded[id(shell)] = Completion(kernel, session) if kernel is not None else None
@@ -30,12 +39,6 @@ def unload(shell: Any) -> None:
     completion = _loaded.pop(id(shell), None)
     if completion is not None:
         completion.remove()
-    for kind, names in (
-        ("cell", ("distributed", "rank", "chat")),
-        (
-            "line",
-            ("cluster", "distributed", "model", "push", "pull", "scatter", "gather", "variables"),
-        ),
-    ):
+    for kind, names in NAMES.items():
         for name in names:
             shell.magics_manager.magics[kind].pop(name, None)

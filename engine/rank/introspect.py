@@ -20,7 +20,7 @@ from IPython.utils.tokenutil import token_at_cursor
 
 from .. import codec
 from ..steps import turnstile
-from . import world
+from . import serving, world
 from .collectives import collectives
 
 DESCRIBED_BY_IPYTHON = (types.ModuleType, type)
@@ -77,7 +77,8 @@ def where(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]
 
     `cell` is the id of the cell that runs, `place` its line in words (None when idle), `moment`
     changes whenever the thread moves on, `started` counts the collectives that it has started in
-    the world `epoch`, and `unread` the bytes that others have sent to it for one that it has not.
+    the world `epoch`, `unread` the bytes that others have sent to it for one that it has not, and
+    `serving` the address at which it serves a model, "" when it does not.
     """
     main = kernel.macluster
     work = main.work
@@ -88,6 +89,7 @@ def where(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]
         "epoch": collectives.epoch,
         "started": collectives.started,
         "unread": world.unread(),
+        "serving": serving.address(),
     }, ()
 
 

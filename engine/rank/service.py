@@ -27,7 +27,7 @@ from typing import Any
 from ..client import PREFIX, Message
 from ..errors import MaclusterError, WorldBroken
 from ..wire import Wire
-from . import cells, data, introspect, models, variables, world
+from . import cells, data, introspect, models, serving, variables, world
 from .collectives import collectives
 from .streams import RankStream
 from .work import MainThread
@@ -57,6 +57,10 @@ QUESTIONS: dict[str, Handler] = {
     "stacks": introspect.stacks,
     "interrupt": introspect.interrupt,
     "models": models.held,
+    "serving": serving.status,
+    "serving.close": serving.close,
+    "serving.key": serving.key,
+    "serving.stop": serving.stop,
 }
 
 

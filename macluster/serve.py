@@ -1,0 +1,95 @@
+"""`macluster serve`: serve a model over several ranks, from a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from typing import Any
+
+from .chat import BACKEND_HELP, cluster_name, load_code, run_cell
+from .engine.cluster import Cluster
+from .engine.serve.serving import KEY, Serving, status_line
+
+LOOK = 0.5  # seconds between two looks at the requests that have ended
+
+
+def add_serve(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    serve = commands.add_parser("serve", help="serve a model over HTTP, as OpenAI's API does it")
+    serve.add_argument("--model", required=True, help="a folder, or a repository on the hub")
+    hosts = serve.add_mutually_exclusive_group()
+    hosts.add_argument("-n", type=int, default=1, metavar="N", help="ranks on this machine")
+    hosts.add_argument("--hostfile", metavar="FILE")
+    serve.add_argument("--backend", help=BACKEND_HELP)
+    serve.add_argument("--pipeline", action="store_true", help="split by depth, not by width")
+    serve.add_argument("--adapter", metavar="FOLDER", help="an adapter to fuse into the model")
+    serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
+                       help=f"any other than this machine's own needs a key, in {KEY}")  # fmt: skip
+    serve.add_argument("--port", type=int, default=8080, metavar="N", help="0: a free one")
+    serve.add_argument("--as", dest="name", metavar="NAME", help="what clients call the model")
+    serve.add_argument("--max-tokens", type=int, default=2048, metavar="N",
+                       help="of an answer, where a client does not say it")  # fmt: skip
+    serve.add_argument("--concurrency", type=int, default=16, metavar="N",
+                       help="answers that are computed at once")  # fmt: skip
+    serve.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Start a cluster, load the model, and serve it until Ctrl-C."""
+    name = f"serve-{cluster_name(options.model)}-{os.getpid()}"
+    cluster = Cluster(options.hostfile or options.n, backend=options.backend, name=name)
+    world = cluster.start_sync(lambda step: print(step, file=sys.stderr, flush=True))
+    try:
+        run_cell(world, load_code(options)).check()
+        serving = Serving(
+            world,
+            name=options.name,
+            host=options.host,
+            port=options.port,
+            max_tokens=options.max_tokens,
+            concurrency=options.concurrency,
+        ).start()
+        print(f"serving at {serving.url}; Ctrl-C ends it", flush=True)
+        _follow(serving)
+    finally:
+        cluster.stop_sync()
+
+
+def _follow(serving: Serving) -> None:
+    """Print a line for each request that has ended, until Ctrl-C. Raises what ended it else."""
+    seen = 0.0
+    while serving.running:
+        try:
+            time.sleep(LOOK)
+            for notice in _taken(serving.world.notices):
+                print(f"macluster: {notice}", file=sys.stderr)
+            status = serving.status()
+            for each in status["recent"] if status is not None else []:
+                if each["time"] > seen:
+                    seen = each["time"]
+                    print(_line(each), flush=True)
+        except KeyboardInterrupt:
+            status = serving.status()
+            serving.stop()
+            if status is not None:
+                print(f"\n{status_line(status)}", file=sys.stderr)
+            return
+    if serving.error is not None:
+        raise serving.error
+
+
+def _taken(notices: list[str]) -> list[str]:
+    taken = list(notices)
+    notices.clear()
+    return taken
+
+
+def _line(request: dict[str, Any]) -> str:
+    at = time.strftime("%H:%M:%S", time.localtime(request["time"]))
+    kept = f", {request['reused']} of them kept" if request["reused"] else ""
+    return (
+        f"{at} {request['kind']}: {request['prompt']} tokens{kept}; {request['tokens']} tokens "
+        f"in {request['seconds']:.2f} s, {request['finish']}"
+    )
