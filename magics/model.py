@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
 from ..engine.errors import UsageError
-from ..engine.plan.planner import Plan, plan
+from ..engine.plan.planner import plan
 from ..engine.source import conversation, held, ours
-from . import relay
 from .arguments import Arguments, read_verb, variable_name
-from .lines import Steps, WaitLine
+from .quiet import told
 from .session import Session
 
 if TYPE_CHECKING:
+    from ..widgets.plan import PlanView
     from ..widgets.shards import ShardView
+    from ..widgets.timing import TimeView
 
 NAME = "model"  # what a model is bound to on the ranks, unless another name is given
 
@@ -105,23 +105,14 @@ class ModelMagics(Magics):
         self.session = session
 
     @line_magic
-    def model(self, line: str) -> Plan | ShardView | None:
+    def model(self, line: str) -> PlanView | ShardView | TimeView | None:
         verb, options = read_verb("%model", VERBS, line, "%model load PATH")
         if verb == "plan" and on_ranks(options):
             self._run(self.plan_code(options))
             return None
-        if verb == "plan":
-            # On paper: no cluster is needed.
-            return plan(
-                options.path,
-                options.hosts,
-                strategy=options.strategy,
-                context=options.context,
-                prompt=options.prompt,
-                measured=options.measured,
-            )
-        if verb == "shards":
-            return self._shards(options)
+        if verb in ("plan", "shards", "time"):
+            shown: PlanView | ShardView | TimeView = getattr(self, f"_{verb}")(options)
+            return shown
         self._run(getattr(self, f"_{verb}")(options))
         return None
 
@@ -174,25 +165,36 @@ class ModelMagics(Magics):
         from ..widgets.shards import ShardView
 
         drawn = f"macluster.shards({held(options.name)}, context={options.context})"
-        cell = self.session.world.run(f"rprint(__import__('json').dumps({drawn}.as_json()))")
-        relay.show_notices(self.session.world)
-        cell.on_wait, cell.on_repair = WaitLine(), Steps()
-        try:
-            cell.wait()
-        except KeyboardInterrupt:
-            cell.interrupt("you interrupted it")
-        cell.check()
-        # The last line: a library may have printed something before.
-        return ShardView(read_map(json.loads(cell.runs[0].text("stdout").splitlines()[-1])))
+        return ShardView(read_map(told(self.session, f"{drawn}.as_json()")))
+
+    def _time(self, options: argparse.Namespace) -> TimeView:
+        """The ranks measure; the picture of it lives in this notebook."""
+        from ..engine.models.timing import read_time
+        from ..widgets.timing import TimeView
+
+        found = told(self.session, f"macluster.token_time({held(options.name)}).as_json()")
+        return TimeView(read_time(found))
+
+    @staticmethod
+    def _plan(options: argparse.Namespace) -> PlanView:
+        """On paper: no cluster is needed."""
+        from ..widgets.plan import PlanView
+
+        return PlanView(
+            plan(
+                options.path,
+                options.hosts,
+                strategy=options.strategy,
+                context=options.context,
+                prompt=options.prompt,
+                measured=options.measured,
+            )
+        )
 
     @staticmethod
     def _check(options: argparse.Namespace) -> str:
         lengths = f", lengths={options.lengths}" if options.lengths else ""
         return f"macluster.check({held(options.name)}{lengths})"
-
-    @staticmethod
-    def _time(options: argparse.Namespace) -> str:
-        return f"macluster.token_time({held(options.name)})"
 
     @staticmethod
     def plan_code(options: argparse.Namespace) -> str:

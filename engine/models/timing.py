@@ -83,6 +83,20 @@ class TokenTime:
             f"{1e3 * slow:.2f} ms of each token, and {they} {1e3 * theirs:.2f} ms"
         )
 
+    @property
+    def cost(self) -> str:
+        """What a token takes, and what taking it apart costs, in words."""
+        cost = 100 * (self.timed / self.plain - 1)
+        return (
+            f"{1e3 * self.plain:.2f} ms a token ({1 / self.plain:.1f} tokens/s); while it was "
+            f"timed {1e3 * self.timed:.2f} ms ({cost:+.0f} %). Medians of {self.tokens} tokens, "
+            "90th percentile in brackets."
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON types: seconds and bytes. `read_time` reads it."""
+        return attrs.asdict(self)
+
     def _table(self) -> Table:
         heading = ("rank", *(f"{part} (ms)" for part in PARTS), "collectives", "bytes")
         rows = [
@@ -97,18 +111,22 @@ class TokenTime:
         return Table(heading, rows, right=(0, 1, 2, 3, 4, 5), title=self.title)
 
     def _ending(self) -> str:
-        cost = 100 * (self.timed / self.plain - 1)
-        return (
-            f"{self.verdict}.\n{1e3 * self.plain:.2f} ms a token ({1 / self.plain:.1f} tokens/s); "
-            f"while it was timed {1e3 * self.timed:.2f} ms ({cost:+.0f} %). Medians of "
-            f"{self.tokens} tokens, 90th percentile in brackets."
-        )
+        return f"{self.verdict}.\n{self.cost}"
 
     def __repr__(self) -> str:
         return f"{self._table().text(WIDTH)}\n\n{self._ending()}"
 
     def _repr_html_(self) -> str:
         return f"{self._table()._repr_html_()}<p>{self._ending()}</p>".replace("\n", "<br>")
+
+
+def read_time(data: dict[str, Any]) -> TokenTime:
+    """A TokenTime that came as JSON."""
+    ranks = []
+    for each in data["ranks"]:
+        spreads: dict[str, Any] = {part: tuple(each[part]) for part in PARTS}
+        ranks.append(RankTime(**{**each, **spreads}))
+    return TokenTime(**{**data, "ranks": tuple(ranks)})
 
 
 def _milliseconds(spread: tuple[float, float]) -> str:

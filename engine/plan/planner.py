@@ -101,6 +101,26 @@ class Plan:
     options: tuple[Option, ...]
     calibrated: tuple[str, ...] = ()
     measured: Measured | None = None
+    longest: int | None = None  # tokens of context that the model was made for, where it says
+    planner: _Planner | None = None
+
+    def at(self, context: int) -> Plan:
+        """The same plan for another context, in tokens; a prompt that is longer is cut to it.
+
+        The model is not divided again, so this takes a fraction of a second; where nothing fits,
+        looking for the cheapest change may take longer the first time.
+
+        Raises:
+            UsageError: when the context is below 1.
+        """
+        if context < 1 or self.planner is None:
+            raise UsageError(
+                f"This plan cannot be made for a context of {context} tokens.",
+                why="it is below 1" if context < 1 else "the plan was not made by plan()",
+                do="give 1 token or more, or make a new plan",
+            )
+        again = attrs.evolve(self.planner, context=context)
+        return again.plan(tuple(option.strategy for option in self.options))
 
     @property
     def best(self) -> Option:
@@ -186,7 +206,9 @@ class Plan:
 
     # -- showing it --------------------------------------------------------------------------------
 
-    def _title(self) -> str:
+    @property
+    def title(self) -> str:
+        """The model, its bytes and the hosts."""
         return f"{self.model} ({bytes_text(self.model_bytes)}) on {self.hosts}"
 
     def _memory(self) -> Table:
@@ -210,9 +232,7 @@ class Plan:
                     ]
                 )
         heading = ("strategy", "each of", "weights", "cache", "GPU may use", "left", "fits")
-        return Table(
-            heading, rows, right=range(2, 6), title=self._title(), unbroken=(0, *range(2, 7))
-        )
+        return Table(heading, rows, right=range(2, 6), title=self.title, unbroken=(0, *range(2, 7)))
 
     def _speeds(self) -> Table:
         rows = []
@@ -242,6 +262,9 @@ class Plan:
         return option.strategy if len(self.hosts) > 1 else "one rank"
 
     def _notes(self) -> list[str]:
+        return [*self._verdicts(), *self.remarks]
+
+    def _verdicts(self) -> list[str]:
         notes = []
         for option in self.options:
             if option.why_not is not None:
@@ -258,6 +281,12 @@ class Plan:
         fitting = [option for option in self.options if option.fits]
         if len(fitting) > 1 and self.best.tokens_per_second:
             notes.append(f"Best: {self.best.strategy}.")
+        return notes
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the figures rest on, in sentences."""
+        notes = []
         if any(option.tokens_per_second for option in self.options):
             measured = f", with measured {' and '.join(self.calibrated)}" if self.calibrated else ""
             notes.append(
@@ -469,6 +498,8 @@ class _Planner:
     calibration: Calibration
     share: float
     measured: Measured | None = None
+    # What was divided before, by bits, ranks, strategy and memory. None of it knows the context.
+    tried: dict[Any, DryRun | ModelError] = attrs.field(factory=dict, repr=False)
 
     def plan(self, ways: tuple[Strategy, ...]) -> Plan:
         knows_speed = any(host.bandwidth is not None for host in self.hosts.hosts)
@@ -504,20 +535,34 @@ class _Planner:
             model_bytes=made[0].shards.whole_bytes,
             hosts=self.hosts,
             context=self.context,
-            prompt=self.prompt,
+            prompt=self._prompt,
             gpu_share=self.share,
             options=tuple(options),
             calibrated=tuple(name.replace("_", " ") for name, value in given.items() if value),
             measured=self.measured,
+            longest=self._longest(),
+            planner=self,
         )
+
+    @property
+    def _prompt(self) -> int:
+        return min(self.prompt, self.context)
+
+    def _longest(self) -> int | None:
+        config = self.model.config
+        most = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
+        return int(most) if most else None
 
     def _try(self, way: Strategy, hosts: Hosts | None = None) -> DryRun | ModelError:
         hosts = hosts or self.hosts
         memory = tuple(host.memory for host in hosts.hosts)
-        try:
-            return self.model.run(len(hosts), way, memory)
-        except ModelError as error:
-            return error
+        key = (self.model.bits, way, memory)
+        if key not in self.tried:
+            try:
+                self.tried[key] = self.model.run(len(hosts), way, memory)
+            except ModelError as error:
+                self.tried[key] = error
+        return self.tried[key]
 
     def _option(self, run: DryRun, parameters: int | None) -> Option:
         needs = _needs(run, self.hosts, self.context, self.share)
@@ -527,7 +572,7 @@ class _Planner:
         work = Work(run, self.hosts, self.calibration, measured=self.measured)
         if self.calibration.tokens_per_second:
             work = self._calibrated(work, self.calibration.tokens_per_second)
-        terms, rate, first = predict(work, max(self.context // 2, 1), self.prompt, parameters)
+        terms, rate, first = predict(work, max(self.context // 2, 1), self._prompt, parameters)
         return Option(run.split.strategy, run.split.reason, needs, fits, terms, rate, first)
 
     def _calibrated(self, work: Work, measured: float) -> Work:
@@ -628,7 +673,7 @@ class _Planner:
             "model": self.model.source,
             "hosts": self.hosts,
             "context": self.context,
-            "prompt": self.prompt,
+            "prompt": self._prompt,
             "gpu_share": self.share,
             "measured": self.measured,
         }
