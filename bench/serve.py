@@ -3,10 +3,10 @@
 Both serve the same model over N local ranks on MLX's ring: macluster from a cluster, mlx_lm.server
 under mlx.launch. First their throughput, in turns, so that what else the machine does hits both.
 Then what becomes of each after a client that does something difficult: whether a plain request is
-answered afterwards within LIMIT seconds, and what /health says then. A server that hangs is started
-anew before the next.
+answered afterwards within LIMIT seconds, and what /health says then; each begins with a server of
+its own. At last a thousand requests of many kinds at once, for macluster only.
 
-    python bench/serve.py [--ranks 2] [--requests 48] [--tokens 64] [--repeats 3]
+    python bench/serve.py [--ranks 2] [--requests 48] [--tokens 64] [--repeats 3] [--soak 1000]
 """
 
 from __future__ import annotations
@@ -140,13 +140,18 @@ def different(server: Server) -> None:
         server.ask(prompt=f"{number} " + TEXT * (number % 5 + 1))
 
 
+JSON = {"Content-Type": "application/json"}
 PIPELINE = ["--pipeline", "--prompt-cache-bytes", "100000"]
 DIFFICULT: list[tuple[str, Callable[[Server], Any], list[str]]] = [
     ("a client leaves a stream", lambda s: s.leave(), []),
     ("a client leaves a stream with a seed", lambda s: s.leave(seed=3), []),
     ("eight requests with seeds at once", lambda s: at_once(s, 8, seed=3, temperature=1), []),
     ("32 requests at once", lambda s: at_once(s, 32), []),
-    ("the body is not JSON", lambda s: s.client.post("/completions", content=b"{"), []),
+    (
+        "the body is not JSON",
+        lambda s: s.client.post("/completions", content=b"{", headers=JSON),
+        [],
+    ),
     ("an empty prompt", lambda s: s.ask(prompt=""), []),
     ("a prompt that is a number", lambda s: s.ask(prompt=3), []),
     ("a prompt longer than the context", lambda s: s.ask(prompt=TEXT * 2000), []),
@@ -161,7 +166,9 @@ DIFFICULT: list[tuple[str, Callable[[Server], Any], list[str]]] = [
 
 def trial(kind: Any, options: argparse.Namespace, path: str, action: Any, extra: list[str]) -> str:
     """What an action did to a server of its own, in words."""
-    with kind(options, path, extra) as server:
+    # Four layers: over three ranks the stages are uneven.
+    ranks = 3 if extra else options.ranks
+    with kind(argparse.Namespace(ranks=ranks), path, extra) as server:
         try:
             answer = action(server)
             said = str(answer.status_code) if isinstance(answer, httpx.Response) else "done"
@@ -174,13 +181,56 @@ def trial(kind: Any, options: argparse.Namespace, path: str, action: Any, extra:
         return f"{said}, then {after}, health {server.healthy()}"
 
 
+def soak(options: argparse.Namespace, path: str) -> str:
+    """Many requests of many kinds, from twelve clients; then a sum over all ranks."""
+    rejected = 0
+
+    def one(number: int) -> int:
+        kind = number % 5
+        if kind == 0:
+            server.leave(seed=number)
+        elif kind == 1:
+            return int(server.ask(START, prompt="x " * 9000, max_tokens=9).status_code == 400)
+        else:
+            # A prompt that others have begun with, one of its own, one that draws.
+            prompt = TEXT if kind == 2 else f"{number} {TEXT}"
+            server.ask(START, prompt=prompt, temperature=kind - 2, seed=number).raise_for_status()
+        return 0
+
+    with macluster.Cluster(options.ranks, backend="ring", name="bench-soak-serve") as world:
+        world.run(f"model = macluster.load({path!r})").result(START)
+        sizes = [psutil.Process(world.client.pids[rank]).memory_info().rss for rank in world.ranks]
+        with macluster.Serving(world, port=0) as serving:
+            server = Server(serving.url, [])
+            began = time.perf_counter()
+            with concurrent.futures.ThreadPoolExecutor(12) as pool:
+                rejected = sum(pool.map(one, range(options.soak)))
+            took = time.perf_counter() - began
+            status = serving.status() or {}
+        check = "print(mx.distributed.all_sum(mx.array(rank + 1)).item())"
+        runs = world.run(check).result(START).runs
+        right = {runs[rank].text().strip() for rank in world.ranks}
+        grown = [psutil.Process(world.client.pids[rank]).memory_info().rss for rank in world.ranks]
+    wanted = str(sum(range(1, options.ranks + 1)))
+    memory = ", ".join(
+        f"{a / 1e6:.0f} -> {b / 1e6:.0f} MB" for a, b in zip(sizes, grown, strict=True)
+    )
+    return (
+        f"{options.soak} requests in {took:.0f} s: {status.get('failed')} failed, "
+        f"{status.get('given_up')} given up, {rejected} refused; ranks "
+        f"{'in step' if right == {wanted} else 'OUT OF STEP'}; memory of the ranks {memory}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--requests", type=int, default=48)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", choices=("throughput", "difficult"))
+    parser.add_argument("--trial", default="", help="only difficulties with these words in them")
+    parser.add_argument("--soak", type=int, default=1000, help="requests of the soak")
+    parser.add_argument("--only", choices=("throughput", "soak", "difficult"))
     options = parser.parse_args()
     # Without this MLX calls a C++ compiler for every new kernel where there is no GPU.
     os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
@@ -190,10 +240,11 @@ def main() -> None:
         made = [sys.executable, "-m", "macluster.engine.models.tiny", "qwen2", path]
         subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
         config = json.loads(Path(path, "config.json").read_text())
-        # Nothing ends an answer early, and an odd number of layers makes stages uneven.
-        config |= {"eos_token_id": -1}
-        Path(path, "config.json").write_text(json.dumps(config))
-        if options.only != "difficult":
+        # Nothing ends an answer early.
+        Path(path, "config.json").write_text(json.dumps({**config, "eos_token_id": -1}))
+        if options.only in (None, "soak"):
+            print(soak(options, path), flush=True)
+        if options.only in (None, "throughput"):
             mine, peer = [], []
             for _ in range(options.repeats):
                 for kind, rates in ((ours, mine), (theirs, peer)):
@@ -208,9 +259,11 @@ def main() -> None:
                 f"{statistics.median(a / b for a, b in zip(mine, peer, strict=True)):.2f}",
                 flush=True,
             )
-        if options.only == "throughput":
+        if options.only not in (None, "difficult"):
             return
         for name, action, extra in DIFFICULT:
+            if options.trial not in name:
+                continue
             print(name)
             for label, kind in (("macluster", ours), ("mlx_lm.server", theirs)):
                 print(f"  {label:<14}{trial(kind, options, path, action, extra)}", flush=True)

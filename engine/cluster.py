@@ -348,6 +348,8 @@ class Cluster(ipyparallel.Cluster):
     async def stop(self) -> None:
         """End the ranks and the controller, and remove every file of the cluster."""
         if self.world is not None:
+            if self.world.serving is not None:
+                self.world.serving.abandon()
             # Frees a restart that waits for ranks, which would keep us waiting for our turn.
             await asyncio.to_thread(self.world.client.close, 0)
         async with self.supervisor.turn, self.files.exclusive(STOP_PATIENCE):
@@ -385,6 +387,8 @@ class Cluster(ipyparallel.Cluster):
         """Kill all ranks and start them anew, on the same controller. Variables are lost."""
         if self.world is None:
             return await self.start(progress)
+        if self.world.serving is not None:
+            self.world.serving.abandon()
         progress("ending the ranks")
         await self.supervisor.recover(
             self.world.epoch, "the ranks are started anew", everyone=True, progress=progress

@@ -287,10 +287,19 @@ class World:
     def abort(self, why: str = "it was aborted") -> Recovery:
         """End whatever the ranks do and form a new world; variables stay where the backend can.
 
-        On `ring` every rank keeps its variables and models, except what it was just computing.
+        On `ring` every rank keeps its variables and models, except what it was just computing. A
+        model that they serve is not served again.
         """
+        serving = self.serving
+        if serving is not None:
+            serving.abandon()
+        # Another process may have begun it: it learns from the server that this was meant.
+        self.ask_all("serving.stop", {"drain": 0}, [0])
         epochs = [answer["epoch"] for answer in self.ask_all("status").values()]
-        return self.recover(why, seen=max([self.epoch, *epochs]))
+        report = self.recover(why, seen=max([self.epoch, *epochs]))
+        if serving is not None:
+            serving.wait(ASK_TIMEOUT)
+        return report
 
     def recover(self, why: str, *, seen: int | None = None, **options: Any) -> Recovery:
         """Give up the world `seen` (by default the one known here) and form a new one.

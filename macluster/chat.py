@@ -26,6 +26,7 @@ def add_chat(commands: Any) -> None:
     chat.add_argument("--backend", help=BACKEND_HELP)
     chat.add_argument("--pipeline", action="store_true", help="split by depth, not by width")
     chat.add_argument("--adapter", metavar="FOLDER", help="an adapter to fuse into the model")
+    chat.add_argument("--draft", metavar="MODEL", help="a small model that proposes tokens")
     chat.add_argument("--system", metavar="TEXT", help="a first message that sets the tone")
     chat.add_argument("--max-tokens", type=int, default=1024, metavar="N")
     chat.add_argument("--temperature", type=float, default=0.0, metavar="T")
@@ -57,7 +58,8 @@ def load_code(options: argparse.Namespace) -> str:
     """What the ranks run to load the model that the command names."""
     strategy = "pipeline" if options.pipeline else "auto"
     return (
-        f"model = macluster.load({options.model!r}, {strategy!r}, adapter={options.adapter!r})\n"
+        f"model = macluster.load({options.model!r}, {strategy!r}, adapter={options.adapter!r}, "
+        f"draft={options.draft!r})\n"
         "rprint(model, model.reason, sep='\\n')"
     )
 

@@ -33,7 +33,8 @@ def add_serve(commands: Any) -> None:
                        help="of an answer, where a client does not say it")  # fmt: skip
     serve.add_argument("--concurrency", type=int, default=16, metavar="N",
                        help="answers that are computed at once")  # fmt: skip
-    serve.set_defaults(run=run)
+    # No draft: batches of answers have no use for one.
+    serve.set_defaults(run=run, draft=None)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -148,7 +148,9 @@ class ClusterMagics(Magics):
             except WorldError:
                 rows.append((str(rank), "no answer", "", "", "", ""))
                 continue
-            place = world.where([rank]).get(rank, {}).get("place")
+            where = world.where([rank]).get(rank, {})
+            serving = where.get("serving")
+            place = f"serves a model at {serving}" if serving else where.get("place")
             rows.append(
                 (
                     str(rank),

@@ -154,11 +154,12 @@ def paper_model(source: str | dict[str, Any]) -> tuple[nn.Module, dict[str, Any]
     from mlx import nn
     from mlx_lm.utils import _get_classes
 
+    from . import hub
     from .folder import explain, lazy_model, text_config
 
     if isinstance(source, str):
         path = Path(source)
-        if path.is_dir() and any(path.glob("model*.safetensors")):
+        if path.is_dir() and (any(path.glob("model*.safetensors")) or hub.of(path)):
             return lazy_model(path)
         file = path / "config.json" if path.is_dir() else path
         if not file.is_file():

@@ -1,4 +1,4 @@
-"""The model of a plan: a folder, a configuration, or a name from a small catalogue.
+"""The model of a plan: a folder, a configuration, a name from a small catalogue, or of the hub.
 
 The catalogue holds the configurations of published models, without what mlx-lm does not read. A
 name may carry a precision: "DeepSeek-V3.1 8-bit", "Qwen3-235B 4-bit", "Llama-3.1-8B bf16".
@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 
 from ..errors import ModelError
+from ..models import hub
 from ..models.dry import DryRun, dry_run
 from ..models.splitting import Strategy
 
@@ -81,7 +82,10 @@ def _run(source: str, size: int, strategy: Strategy, budgets: tuple[int, ...] | 
 
 
 def find(model: str | Path | dict[str, Any]) -> PlannedModel:
-    """The model that is meant. Raises ModelError when there is none."""
+    """The model that is meant. Raises ModelError when there is none.
+
+    A name that the catalogue does not have is looked for on the hub.
+    """
     if isinstance(model, dict):
         config = copy.deepcopy(model)
         return PlannedModel(_title(str(config.get("model_type", "model")), config), config, config)
@@ -98,7 +102,29 @@ def find(model: str | Path | dict[str, Any]) -> PlannedModel:
             ) from None
         name = path.resolve().name if path.is_dir() else path.resolve().parent.name
         return PlannedModel(_title(name, config), str(path), config)
-    return _from_catalogue(str(model))
+    try:
+        return _from_catalogue(str(model))
+    except ModelError as error:
+        if hub.repo_id(model) is None:
+            raise
+        folder = _from_hub(str(model), error)
+    config = json.loads((folder / "config.json").read_text())
+    return PlannedModel(_title(str(model).rpartition("/")[2], config), str(folder), config)
+
+
+def _from_hub(name: str, unknown: ModelError) -> Path:
+    """The small files of a repository and the tables of contents of its weights: enough for a plan.
+
+    Raises ModelError, which also says what the catalogue has to say about that name.
+    """
+    try:
+        return hub.prepare(hub.resolve(name))
+    except ModelError as error:
+        raise ModelError(
+            error.what,
+            why=f"{error.why}; {unknown.why}",
+            do=f"{error.do};\n{unknown.do}",
+        ) from error
 
 
 def catalogue() -> dict[str, dict[str, Any]]:

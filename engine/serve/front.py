@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -273,11 +273,12 @@ class Front:
                 param="model",
                 code="model_not_found",
             )
-        prompts = [self._tokens(wanted, prompt) for prompt in wanted.prompts]
-        if len(self._waiting) + len(prompts) * wanted.n > WAITING:
+        if len(self._waiting) + len(wanted.prompts) * wanted.n > WAITING:
             raise RequestError(
                 "Too many requests wait already; try again later.", status=429, code="queue_full"
             )
+        self._check_vocabulary(wanted)
+        prompts = [self._tokens(wanted, prompt) for prompt in wanted.prompts]
         sampling = {"temperature": 1.0, **self.defaults, **wanted.sampling}
         seed = secrets.randbelow(SEEDS) if wanted.seed is None else wanted.seed
         request = Request(wanted.kind, sum(map(len, prompts)), asyncio.Queue())
@@ -308,7 +309,7 @@ class Front:
         try:
             if wanted.kind == "chat" and wanted.template:
                 tokens = tokenizer.apply_chat_template(
-                    prompt, add_generation_prompt=True, **wanted.template
+                    prompt, **{**wanted.template, "add_generation_prompt": True, "tokenize": True}
                 )
             elif isinstance(prompt, str):
                 tokens = tokenizer.encode(prompt)  # a completion goes on with the text as it is
@@ -317,12 +318,21 @@ class Front:
         except Exception as error:
             what = error.what if isinstance(error, ModelError) else f"{error}"
             raise RequestError(f"The prompt cannot be used: {what}", param="messages") from error
+        if not tokens or not all(isinstance(token, int) for token in tokens):
+            raise RequestError("The prompt gives no tokens.", param="prompt")
+        self._check_tokens(tokens, "prompt")
+        return list(tokens)
+
+    def _check_vocabulary(self, wanted: Wanted) -> None:
+        """Raise RequestError for tokens that the model does not have: MLX would not check them."""
+        self._check_tokens(map(int, wanted.penalties.get("logit_bias", ())), "logit_bias")
+        # One less than all is the most that mlx-lm takes.
+        self._check_tokens([int(wanted.sampling.get("top_k", 0))], "top_k")
+
+    def _check_tokens(self, tokens: Iterable[int], param: str) -> None:
         size = self.loaded.text_config.get("vocab_size")
         if isinstance(size, int) and any(token >= size for token in tokens):
-            raise RequestError(f"A token id is not below {size}.", param="prompt")
-        if not tokens:
-            raise RequestError("The prompt is empty.", param="prompt")
-        return list(tokens)
+            raise RequestError(f"{param} has a number that is not below {size}.", param=param)
 
     def _max_tokens(self, wanted: Wanted, prompt: int) -> int:
         """How many tokens an answer may have. Raises RequestError when there is no room for it."""

@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any
 
 from ..cell import Cell
-from ..errors import CellCancelled, MaclusterError, UsageError, WorldError
+from ..errors import MaclusterError, UsageError, WorldError
 from ..source import held
 from ..tables import Table
 from ..verdict import error_of
@@ -19,7 +19,7 @@ from ..world import World
 KEY = "MACLUSTER_API_KEY"  # the environment variable with what clients have to know
 PATIENCE = 120.0  # seconds until the server must listen: caches are tried out before
 DRAIN = 10.0  # seconds that answers under way get when serving ends
-FAILURES, WITHIN = 3, 300.0  # as many in so many seconds are too many
+FAILURES, WITHIN = 5, 300.0  # as many in so many seconds are too many
 
 
 class Serving:
@@ -130,17 +130,20 @@ class Serving:
             while True:
                 cell.wait()
                 error = error_of(cell)
-                if error is None or self._ending or isinstance(error, CellCancelled):
+                if error is None or self._ending:
                     return
                 now = time.monotonic()
                 self.failures.append((now, str(error)))
                 self.error = error
-                if len(self.failures) == FAILURES and now - self.failures[0][0] < WITHIN:
+                too_many = len(self.failures) == FAILURES and now - self.failures[0][0] < WITHIN
+                # All ranks have refused in words: they would do so again.
+                if too_many or error.ename == "ModelError":
                     return
                 cell = self._send()
                 self.error = None
+                what = error.what.partition("\n")[0]
                 self.world.notices.append(
-                    f"A rank failed while it served, and the ranks serve again: {error.what}"
+                    f"A rank failed while it served, and the ranks serve again: {what}"
                 )
         except MaclusterError as error:
             # The one that cannot be served any more says more than the one that began it.
@@ -148,7 +151,7 @@ class Serving:
         finally:
             self.world.serving = None
             if self.error is not None:
-                self.world.notices.append(f"Serving has ended: {self.error.what} {self.error.why}")
+                self.world.notices.append(f"Serving has ended: {self.error}")
             with contextlib.suppress(MaclusterError):
                 self.world.ask("serving.close", {"why": "The ranks have failed."}, timeout=5)
 
@@ -171,6 +174,16 @@ class Serving:
         if self._keeper.is_alive():
             self._cell.interrupt("serving was to end, and did not")
             self._keeper.join()
+
+    def abandon(self) -> None:
+        """The ranks are about to be ended on purpose: do not begin again."""
+        self._ending = True
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until serving has ended, at most `timeout` seconds. True when it has."""
+        if self._keeper is not None:
+            self._keeper.join(timeout)
+        return not self.running
 
     def __enter__(self) -> Serving:
         return self.start()

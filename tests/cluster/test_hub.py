@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -203,7 +205,17 @@ def sharded(folder: Path, *, scale: bytes = b"") -> Path:
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     hub = Hub()
     folder = sharded(tmp_path_factory.mktemp("hub") / "toy")
-    for name in ("pipeline", "tensor", "one-host", "moved", "missing", "slow", "again", "stays"):
+    for name in (
+        "pipeline",
+        "tensor",
+        "one-host",
+        "moved",
+        "missing",
+        "slow",
+        "again",
+        "stays",
+        "planned",
+    ):
         hub.repos[f"org/{name}"] = {FIRST: folder}
     try:
         yield hub
@@ -303,6 +315,32 @@ def test_a_pipeline_fetches_the_files_of_its_own_layers(
     assert answers(apart, rest) == [[True, True]] * 2
     assert weights(hub.fetched("org/pipeline")["rank0"]) == dict.fromkeys(ALL, 1)
     assert len(weights(hub.fetched("org/pipeline")["rank1"])) == 2
+
+
+def test_a_plan_needs_no_weights(hub: Hub, tmp_path: Path) -> None:
+    code = (
+        "import macluster, sys\n"
+        "plans = [macluster.plan(each, 2).to_json()['options'] for each in sys.argv[1:]]\n"
+        "assert plans[0] == plans[1], plans\n"
+        "macluster.plan('org/nothing', 2)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "org/planned", str(TOY)],
+        env={
+            **os.environ, **ENV,
+            "HF_ENDPOINT": f"{hub.url}/plan", "HF_HOME": str(tmp_path),
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )  # fmt: skip
+    # Nothing is wrong but the last line.
+    assert "ModelError: org/nothing is neither a folder" in done.stderr
+    assert "the catalogue has DeepSeek" in done.stderr
+    found = hub.fetched("org/planned")["plan"]
+    assert "config.json" in found
+    assert weights(found) == {}
 
 
 def test_what_is_fetched_is_not_asked_for_again(

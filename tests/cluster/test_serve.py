@@ -100,6 +100,16 @@ def test_a_stop_string_ends_an_answer_wherever_tokens_begin(
     idle(serving)
 
 
+def test_a_template_can_be_told_things_but_not_to_give_no_tokens(
+    serving: macluster.Serving,
+) -> None:
+    told = {"extra_body": {"chat_template_kwargs": {"tokenize": False, "thinking": True}}}
+    answer = client_of(serving).chat.completions.create(
+        model="toy", messages=[{"role": "user", "content": FRANCE}], temperature=0, **told
+    )  # type: ignore[call-overload]
+    assert answer.choices[0].message.content == PARIS
+
+
 def test_many_prompts_and_choices_come_back_in_order(serving: macluster.Serving) -> None:
     client = client_of(serving)
     texts = [f"<|user|>Count from 1 to {to}.<|assistant|>" for to in (3, 6)]
@@ -181,6 +191,9 @@ def test_what_cannot_be_served_is_said_and_hurts_nobody(serving: macluster.Servi
     assert (code, "context has" in text) == (400, True)
     assert "context has" in refused(serving, {"messages": hello, "max_tokens": 10**6})[1]
     assert refused(serving, {"prompt": [9999]}, "/completions")[0] == 400
+    # MLX would write beyond the end of an array, or raise on the ranks.
+    assert "not below 512" in refused(serving, {"messages": hello, "logit_bias": {"512": 1}})[1]
+    assert "top_k" in refused(serving, {"messages": hello, "top_k": 512})[1]
     assert refused(serving, {"prompt": ""}, "/completions")[0] == 400
     assert refused(serving, {"messages": hello}, **{"Content-Type": "text/plain"})[0] == 415
     assert refused(serving, {"messages": hello}, Host="evil.example")[0] == 403

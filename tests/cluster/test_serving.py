@@ -116,6 +116,15 @@ def test_an_abort_ends_it(long: tuple[macluster.Serving, Callable[[], str]]) -> 
     assert said(client_of(serving)) == PARIS
 
 
+def test_a_restart_ends_it(two: macluster.World) -> None:
+    with served(two) as serving:
+        two.cluster.restart_sync()
+        assert serving.wait(PATIENCE)
+        assert (serving.error, list(serving.failures)) == (None, [])
+        with pytest.raises(macluster.CellError, match="There is no model named 'model'"):
+            serving.start()
+
+
 def test_what_fails_again_and_again_is_given_up(two: macluster.World) -> None:
     """A request that makes the model fail is refused at last, and the others are served."""
     with served(two) as serving:
