@@ -111,7 +111,7 @@ class Cell:
         self._rescuing = threading.RLock()
         self._settled = False
         self._killed: set[int] = set()  # by us, because of another rank
-        self._watch = Watch(self.ranks)
+        self._watch = Watch(self.ranks, self.id)
         self._looked = 0.0
         self.recoveries: list[Recovery] = []
 
@@ -228,12 +228,7 @@ class Cell:
         if early or now < self._looked + LOOK:
             return
         self._looked = now
-        where = self.world.where()
-        finding = self._watch.look(self.running, where)
-        urls = [each["serving"] for each in where.values() if each["cell"] != self.id]
-        if any(urls):
-            # Begun by another process, or nobody would wait here.
-            finding = Finding(f"the ranks serve a model at {max(urls)} until %serve stop")
+        finding = self._watch.look(self.running, self.world.where())
         if finding.deadlock and self.running:
             self.deadlock = finding
             self._free("nobody will ever join the collective that they wait in")

@@ -27,15 +27,23 @@ class Finding:
 
 
 class Watch:
-    """Looks at the ranks again and again, and remembers since when each stands where it stands."""
+    """Looks at the ranks again and again, and remembers since when each stands where it stands.
 
-    def __init__(self, targets: Sequence[int]) -> None:
+    `targets` are the ranks that run the cell with the id `cell`.
+    """
+
+    def __init__(self, targets: Sequence[int], cell: str = "") -> None:
         self.targets = list(targets)
+        self.cell = cell
         self._since: dict[int, tuple[Any, float]] = {}
 
     def look(self, running: Sequence[int], where: Mapping[int, Mapping[str, Any]]) -> Finding:
         """`running` are the targets that have not ended; `where` is what the ranks answered."""
         now = time.monotonic()
+        # Begun by another process, or nobody would wait here.
+        served = [each["serving"] for each in where.values() if each["cell"] != self.cell]
+        if any(served):
+            return Finding(f"the ranks serve a model at {max(served)} until %serve stop")
         for rank, answer in where.items():
             moment = (answer["moment"], answer["started"])
             if rank not in self._since or self._since[rank][0] != moment:

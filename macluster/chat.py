@@ -7,12 +7,11 @@ import os
 import sys
 from typing import Any
 
-from .engine.cell import Cell
 from .engine.cluster import Cluster
 from .engine.errors import MaclusterError
 from .engine.world import World
+from .terminal import BACKEND_HELP, cluster_name, load_code, run_cell
 
-BACKEND_HELP = "jaccl, jaccl-ring, ring, mpi or nccl"
 HELP = "/reset begins a new conversation, /quit or Ctrl-D ends; Ctrl-C ends an answer"
 
 
@@ -48,22 +47,6 @@ def run(options: argparse.Namespace) -> None:
         cluster.stop_sync()
 
 
-def cluster_name(model: str) -> str:
-    """A cluster's name from a path or a repository's."""
-    last = model.rstrip("/").rpartition("/")[2]
-    return "".join(c if c.isalnum() or c in "-._" else "-" for c in last) or "model"
-
-
-def load_code(options: argparse.Namespace) -> str:
-    """What the ranks run to load the model that the command names."""
-    strategy = "pipeline" if options.pipeline else "auto"
-    return (
-        f"model = macluster.load({options.model!r}, {strategy!r}, adapter={options.adapter!r}, "
-        f"draft={options.draft!r})\n"
-        "rprint(model, model.reason, sep='\\n')"
-    )
-
-
 def _beginning(options: argparse.Namespace) -> str:
     return (
         f"chat = macluster.Chat(model, system={options.system or ''!r}, "
@@ -92,20 +75,3 @@ def _talk(world: World, options: argparse.Namespace) -> None:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             # A rank that was started anew has its part of the model, and no conversation.
             run_cell(world, f"if 'chat' not in globals():\n    {_beginning(options)}").check()
-
-
-def run_cell(world: World, code: str) -> Cell:
-    """Run a cell, and print what rank 0 prints while it does. Ctrl-C ends the cell."""
-
-    def show(rank: int, message: dict[str, Any]) -> None:
-        if rank == 0 and message["header"]["msg_type"] == "stream":
-            stream = sys.stderr if message["content"]["name"] == "stderr" else sys.stdout
-            stream.write(message["content"]["text"])
-            stream.flush()
-
-    cell = world.run(code, on_output=show)
-    try:
-        cell.wait()
-    except KeyboardInterrupt:
-        cell.interrupt("you interrupted it")
-    return cell

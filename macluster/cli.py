@@ -7,13 +7,14 @@ import json
 import sys
 from collections.abc import Sequence
 
-from .chat import BACKEND_HELP, add_chat
+from .chat import add_chat
 from .engine.cluster import DEFAULT_NAME, Cluster
 from .engine.errors import MaclusterError
 from .engine.plan.planner import plan
 from .engine.reports import abort_text, stacks_text
 from .engine.tables import Table
 from .serve import add_serve
+from .terminal import BACKEND_HELP
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
 from typing import Any
 
-from .chat import BACKEND_HELP, cluster_name, load_code, run_cell
 from .engine.cluster import Cluster
+from .engine.errors import MaclusterError
 from .engine.serve.serving import KEY, Serving, status_line
+from .terminal import BACKEND_HELP, cluster_name, load_code, run_cell
 
 LOOK = 0.5  # seconds between two looks at the requests that have ended
 
@@ -61,30 +63,36 @@ def run(options: argparse.Namespace) -> None:
 def _follow(serving: Serving) -> None:
     """Print a line for each request that has ended, until Ctrl-C. Raises what ended it else."""
     seen = 0.0
-    while serving.running:
-        try:
+    try:
+        while serving.running:
             time.sleep(LOOK)
-            for notice in _taken(serving.world.notices):
-                print(f"macluster: {notice}", file=sys.stderr)
-            status = serving.status()
-            for each in status["recent"] if status is not None else []:
+            _show_notices(serving)
+            for each in _status(serving).get("recent", []):
                 if each["time"] > seen:
                     seen = each["time"]
                     print(_line(each), flush=True)
-        except KeyboardInterrupt:
-            status = serving.status()
-            serving.stop()
-            if status is not None:
-                print(f"\n{status_line(status)}", file=sys.stderr)
-            return
+    except KeyboardInterrupt:
+        status = _status(serving)
+        serving.stop()
+        _show_notices(serving)
+        if status:
+            print(f"\n{status_line(status)}", file=sys.stderr)
+        return
     if serving.error is not None:
         raise serving.error
 
 
-def _taken(notices: list[str]) -> list[str]:
-    taken = list(notices)
-    notices.clear()
-    return taken
+def _status(serving: Serving) -> dict[str, Any]:
+    """Figures of the server; none while rank 0 is being started anew."""
+    with contextlib.suppress(MaclusterError):
+        return serving.status() or {}
+    return {}
+
+
+def _show_notices(serving: Serving) -> None:
+    notices, serving.world.notices = serving.world.notices, []
+    for notice in notices:
+        print(f"macluster: {notice}", file=sys.stderr)
 
 
 def _line(request: dict[str, Any]) -> str:

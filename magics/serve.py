@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
+from ..engine.errors import WorldError
 from ..engine.serve.serving import (
     DRAIN,
     KEY,
@@ -17,10 +19,13 @@ from ..engine.serve.serving import (
     stop_serving,
 )
 from ..engine.tables import Table
+from ..engine.world import ASK_TIMEOUT, World
 from .arguments import Arguments, read_verb, variable_name
 from .model import NAME
 from .relay import show_notices
 from .session import Session
+
+LOOK = 0.1  # seconds between two looks whether it has ended
 
 START = Arguments("%serve start", "Serve a model over HTTP, as OpenAI's API does it.")
 START.add_argument("model", nargs="?", type=variable_name, default=NAME, metavar="NAME",
@@ -85,4 +90,18 @@ class ServeMagics(Magics):
             world.serving.stop(options.drain)
         else:
             stop_serving(world, options.drain)
+            _wait_for_its_end(world, options.drain)
         print("the ranks are free; the model stays loaded")
+
+
+def _wait_for_its_end(world: World, drain: float) -> None:
+    """Until the ranks are free, which another notebook had serving."""
+    deadline = time.monotonic() + drain + ASK_TIMEOUT
+    while status_of(world) is not None:
+        if time.monotonic() > deadline:
+            raise WorldError(
+                "The ranks have not ended serving yet.",
+                why="a step takes long, or a rank hangs",
+                do="%cluster stacks shows where they are; %cluster abort ends it",
+            )
+        time.sleep(LOOK)

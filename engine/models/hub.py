@@ -172,7 +172,10 @@ def _place(repo: Repo | None) -> list[str]:
     """Ranks for which this is the same share the files of a repository."""
     from huggingface_hub import constants
 
-    return [socket.gethostname(), str(constants.HF_HUB_CACHE), "" if repo is None else repo.id]
+    # Two hosts may have one name, but not one network address. (With this bit it is no address.)
+    node = uuid.getnode()
+    host = f"{socket.gethostname()} {0 if node >> 40 & 1 else node}"
+    return [host, str(constants.HF_HUB_CACHE), "" if repo is None else repo.id]
 
 
 # -- what there is ---------------------------------------------------------------------------------

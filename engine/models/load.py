@@ -251,7 +251,7 @@ def _with_draft(loaded: LoadedModel, draft: LoadedModel) -> LoadedModel:
             do="take a small model of the same family, or load the model without a draft",
         )
     for each in (loaded, draft):
-        if not _forgets(each.model):
+        if not forgets(each.model):
             raise ModelError(
                 f"There can be no draft with a {each.config['model_type']} model.",
                 why="proposals that turn out wrong must be forgotten, and its cache cannot do that",
@@ -262,7 +262,7 @@ def _with_draft(loaded: LoadedModel, draft: LoadedModel) -> LoadedModel:
     return attrs.evolve(loaded, draft=draft)
 
 
-def _forgets(model: nn.Module) -> bool:
+def forgets(model: nn.Module) -> bool:
     """Whether the last tokens of a cache can be taken back at any time."""
     from mlx_lm.models import cache as caches
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 
-from ..models.load import LoadedModel
+from ..models.agree import exchange
+from ..models.load import LoadedModel, forgets
 from .room import Prefixes, Room
 
 # Odd, so that different seeds stay different modulo 2^64 (2^64 divided by the golden ratio).
@@ -51,7 +53,10 @@ class Token:
 
 
 class Batch:
-    """Answers under way. All ranks add and remove the same ones before the same steps."""
+    """Answers under way. All ranks add and remove the same ones before the same steps.
+
+    To make one is a collective.
+    """
 
     def __init__(
         self,
@@ -63,22 +68,18 @@ class Batch:
         prefill_step_size: int,
         stream: Any,
     ) -> None:
-        from mlx_lm.models.cache import make_prompt_cache
-
         self.loaded = loaded
         self.room = room
-        self.concurrency = concurrency
-        self.prefixes = Prefixes(kept)
         self.works: dict[int, Work] = {}
         self.reused: dict[int, int] = {}  # tokens of the prompt that were in a kept cache
-        batches = all(_merges(each) for each in make_prompt_cache(loaded.model))
+        self.digest = 0  # of all tokens so far: the same on all ranks, or something is wrong
+        # The ranks of a pipeline may have layers of different kinds, and must do the same.
+        kinds = exchange([merges(loaded.model), forgets(loaded.model)])
+        merge, forget = (all(each) for each in zip(*kinds, strict=True))
+        self.prefixes = Prefixes(kept, forget)
         ends = sorted(loaded.tokenizer.eos_token_ids)
-        make = _Many if batches else _OneByOne
+        make = _Many if merge else _OneByOne
         self._run = make(loaded.model, ends, concurrency, prefill_step_size, stream)
-
-    def fits(self, lengths: Sequence[int]) -> bool:
-        """Whether answers of these lengths, in tokens, can be under way at once."""
-        return len(lengths) <= self.concurrency and self.room.fits(lengths)
 
     def add(self, work: Work) -> None:
         """Begin an answer at the next step."""
@@ -109,6 +110,7 @@ class Batch:
             if details and work.top is not None:
                 logprob, top = _details(logprobs, token, work.top)
             tokens.append(Token(number, token, finish, logprob, top))
+            self.digest = zlib.crc32(b"%d %d" % (number, token), self.digest)
             if finish is not None:
                 del self.works[number]
                 self.reused.pop(number)
@@ -262,11 +264,16 @@ class _OneByOne:
         self._leave()
 
 
-def _merges(cache: Any) -> bool:
-    """Whether mlx-lm can put this kind of cache together with others of its kind."""
-    if hasattr(cache, "caches"):
-        return all(_merges(each) for each in cache.caches)
-    return hasattr(cache, "merge")
+def merges(model: Any) -> bool:
+    """Whether mlx-lm can put caches of this model together with others of their kind."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    def all_merge(cache: Any) -> bool:
+        if hasattr(cache, "caches"):
+            return all(map(all_merge, cache.caches))
+        return hasattr(cache, "merge")
+
+    return all(map(all_merge, make_prompt_cache(model)))
 
 
 def _sampler(work: Work) -> Any:
@@ -312,5 +319,6 @@ def _details(logprobs: Any, token: int, top: int) -> tuple[float, list[tuple[int
     import numpy as np
 
     values = np.array(logprobs.astype(mx.float32))
-    likeliest = np.argsort(values)[::-1][:top]
+    likeliest = np.argpartition(values, -top)[-top:] if top else np.array([], int)
+    likeliest = likeliest[np.argsort(values[likeliest])[::-1]]
     return float(values[token]), [(int(each), float(values[each])) for each in likeliest]

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tornado.iostream import StreamClosedError
-from tornado.web import Application, RequestHandler
+from tornado.web import Application, RequestHandler, stream_request_body
 
 from .batch import Token
 from .protocol import (
@@ -25,7 +25,7 @@ from .protocol import (
 )
 
 if TYPE_CHECKING:
-    from .front import Answer, Front, Request
+    from .front import Front, Request
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -62,12 +62,14 @@ class Handler(RequestHandler):
             self.refuse(error)
 
     def _admit(self) -> None:
-        if self.front.local and self.request.host_name.strip("[]") not in LOCAL:
-            # A page of the web whose name was made to lead here.
-            raise RequestError("This server answers to localhost only.", status=403)
-        if self.front.key is not None and self.needs_key:
+        wanted = self.front.settings.key
+        local = self.request.host_name.strip("[]") in LOCAL
+        if wanted is None and self.front.local and not local:
+            # A page of the web whose name was made to lead here. It would not know a key.
+            raise RequestError("Without a key this server answers to localhost only.", status=403)
+        if wanted is not None and self.needs_key:
             scheme, _, key = self.request.headers.get("Authorization", "").partition(" ")
-            right = hmac.compare_digest(key.strip().encode(), self.front.key.encode())
+            right = hmac.compare_digest(key.strip().encode(), wanted.encode())
             if scheme.lower() != "bearer" or not right:
                 raise RequestError(
                     "A key is needed: Authorization: Bearer KEY.",
@@ -83,6 +85,9 @@ class Handler(RequestHandler):
 
     def refuse(self, error: RequestError) -> None:
         self.set_status(error.status)
+        if error.status == 500:
+            # OpenAI's clients would ask for the same twice more.
+            self.set_header("x-should-retry", "false")
         if error.status in (429, 503):
             self.set_header("Retry-After", "5")
         self.finish(error_object(error))
@@ -127,24 +132,34 @@ class Models(Handler):
             self.refuse(RequestError(message, status=404, code="model_not_found"))
 
 
+@stream_request_body  # so that nothing is taken in before it is known who asks
 class Making(Handler):
     """Completions, of a chat or of a text."""
 
     taken: Request | None = None
+    body = b""
+    gone = False
+
+    def data_received(self, chunk: bytes) -> None:
+        if not self._finished:
+            self.body += chunk
 
     def initialize(self, front: Front, kind: Kind) -> None:  # type: ignore[override]
         super().initialize(front)
         self.kind: Kind = kind
 
     def on_connection_close(self) -> None:
+        self.gone = True
         if self.taken is not None:
             self.taken.inbox.put_nowait(RequestError("", status=499))
 
     async def post(self) -> None:
         finish = "failed"
         try:
-            wanted = parse(self.kind, self.request.body)
-            self.taken = self.front.begin(wanted)
+            wanted = parse(self.kind, self.body)
+            self.taken = await self.front.begin(wanted)
+            if self.gone:
+                raise RequestError("", status=499)
             reply = Reply(wanted, self.front.name)
             if wanted.stream:
                 finish = await self._stream(wanted, self.taken, reply)
@@ -166,7 +181,7 @@ class Making(Handler):
                 self.taken = None
 
     async def _whole(self, request: Request, reply: Reply) -> str:
-        pieces = [Piece(answer.index, "") for answer in request.answers]
+        pieces = [Piece(index, "") for index in range(len(request.answers))]
         async for new in self._pieces(request):
             piece = pieces[new.index]
             piece.text += new.text
@@ -200,32 +215,45 @@ class Making(Handler):
             if isinstance(found, RequestError):
                 raise found
             answer, tokens = found
-            if answer.index not in under_way:
+            index = request.answers.index(answer)
+            if index not in under_way:
                 continue  # it was stopped, and had gone on for a step or two
-            piece = self._piece(answer, tokens)
+            piece = self._piece(request, index, tokens)
             if piece.finish is not None:
-                under_way.discard(answer.index)
+                under_way.discard(index)
             if piece.text or piece.finish or piece.logprobs:
                 yield piece
 
-    def _piece(self, answer: Answer, tokens: Sequence[Token]) -> Piece:
-        spoken = [each for each in tokens if each.finish != "stop"]
-        text = answer.writer.add([each.token for each in spoken])
-        finish = tokens[-1].finish
-        if finish is not None:
-            text += answer.writer.finish()
-        if answer.writer.stopped:
-            finish = "stop"
-            self.front.give_up(answer)
-        probs = [self._prob(each) for each in spoken if each.logprob is not None]
-        return Piece(answer.index, text, finish, probs)
+    def _piece(self, request: Request, index: int, tokens: Sequence[Token]) -> Piece:
+        writer, piece = request.writers[index], Piece(index, "")
+        for token in tokens:
+            piece.finish = token.finish
+            if token.finish != "stop":
+                piece.text += writer.add([token.token])
+                request.counts[index] += 1
+                if token.logprob is not None:
+                    piece.logprobs.append(self._prob(token))
+            if writer.stopped:
+                break  # what the ranks have computed beyond it is nobody's
+        if piece.finish is not None:
+            piece.text += writer.finish()
+        if writer.stopped:
+            piece.finish = "stop"
+            self.front.scheduler.end(request.answers[index])
+        return piece
 
     def _prob(self, token: Token) -> TokenProb:
-        decode = self.front.loaded.tokenizer.decode
         assert token.logprob is not None
-        top = [(decode([each]), logprob) for each, logprob in token.top]
-        return TokenProb(decode([token.token]), token.logprob, top)
+        top = [(self._word(each), logprob) for each, logprob in token.top]
+        return TokenProb(self._word(token.token), token.logprob, top)
+
+    def _word(self, token: int) -> str:
+        """A token as text. Some tokenizers drop the space in front of the first one."""
+        assert self.front.loaded is not None
+        decode = self.front.loaded.tokenizer.decode
+        alone, twice = decode([token]), decode([token, token])
+        return str(twice[len(alone) :])
 
     def _usage(self, request: Request) -> dict[str, Any]:
-        made = sum(len(answer.made) for answer in request.answers)
-        return usage(request.prompt, sum(each.reused for each in request.answers), made)
+        reused = sum(each.reused for each in request.answers)
+        return usage(request.prompt, reused, sum(request.counts))

@@ -9,14 +9,15 @@ from typing import Any
 
 import attrs
 
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 from ..models.agree import together
 from ..models.generate import decoding_stream
 from ..models.load import LoadedModel
 from ..steps import steps
 from .batch import Batch, Work
-from .front import Front
-from .room import room_for
+from .front import Front, Settings
+from .http import LOCAL
+from .room import Room, room_for
 
 RECORD = 256  # bytes that are shared in each round; most decisions are shorter
 
@@ -47,7 +48,7 @@ def serve(
     concurrency: int = 16,
     prompt_caches: int = 16,
     prefill_step_size: int = 1024,
-    survives: bool = False,
+    owner: str = "",
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API does it, until it is stopped. Every rank calls it.
 
@@ -64,64 +65,85 @@ def serve(
         concurrency: answers that are computed at once.
         prompt_caches: caches kept for prompts that begin with the same tokens.
         prefill_step_size: tokens of a prompt that are read in one step.
-        survives: let the server wait for the ranks after a failure, see `Serving`.
+        owner: for whom the server waits after a failure of the ranks, see `Serving`.
 
     Raises:
-        ModelError: on every rank, when it cannot listen there, or there is no room for a cache.
+        ModelError: on every rank, when it cannot listen there, or the ranks draw different tokens.
+        UsageError: on every rank, for a number that cannot be meant.
     """
-    room = room_for(loaded)
-    key = api_key or here.key
-
-    def open_front() -> Front | None:
-        if loaded.rank != 0:
-            return None
-        if key is None and host not in ("localhost", "127.0.0.1", "::1"):
-            raise ModelError(
-                f"A server at {host} needs a key.",
-                why="others can reach that address, and could use the model",
-                do="put one into the environment of the notebook, MACLUSTER_API_KEY=..., or give "
-                "api_key=",
+    for what, value, least in (
+        ("max_tokens", max_tokens, 1),
+        ("concurrency", concurrency, 1),
+        ("prompt_caches", prompt_caches, 0),
+        ("prefill_step_size", prefill_step_size, 1),
+    ):
+        if value < least:
+            raise UsageError(
+                f"{what}={value} serves nobody.",
+                why=f"it has to be {least} at least",
+                do="leave it out, or give a larger number",
             )
-        if here.front is not None and here.front.alive:
-            if survives and port in (0, here.front.port):
-                here.front.resume(loaded)
-                return here.front
-            here.front.close()
-        # The folder of a model of the hub is named after its commit.
-        label = str(loaded.source) if loaded.commit else loaded.path.name
-        return Front(loaded, name or label, host, port, key, max_tokens)
-
-    front = together(open_front)
+    room = room_for(loaded)
     batch = Batch(
         loaded,
         room,
-        concurrency=concurrency,
         kept=prompt_caches,
         prefill_step_size=prefill_step_size,
+        concurrency=concurrency,
         stream=decoding_stream(),
     )
-    if front is not None:
-        here.front, front.most = front, room.most()
-        print(f"serving {front.name} at {front.url}", flush=True)
+    # The folder of a model of the hub is named after its commit.
+    label = name or (str(loaded.source) if loaded.commit else loaded.path.name)
+    key = (api_key or here.key or "").strip() or None
+    settings = Settings(owner, label, host, port, key, max_tokens, concurrency)
     done = False
     try:
+        together(lambda: _open(loaded, settings, room) if loaded.rank == 0 else None)
+        front = here.front if loaded.rank == 0 else None
+        if front is not None:
+            print(f"serving {front.name} at {front.url}", flush=True)
         for record in steps(_records(front, batch)):
             if record["end"]:
                 break
             _round(record, front, batch)
         done = True
     finally:
-        if front is not None:
-            if survives and not done:
-                front.suspend()
+        if here.front is not None:
+            if owner and not done:
+                here.front.suspend()
             else:
-                front.close()
+                here.front.close()
+                here.front = None
         batch.close()
+
+
+def _open(loaded: LoadedModel, settings: Settings, room: Room) -> None:
+    """Listen, or go on with the server of before. Raises ModelError."""
+    if settings.key is None and settings.host not in LOCAL:
+        raise ModelError(
+            f"A server at {settings.host} needs a key.",
+            why="others can reach that address, and could use the model",
+            do="put one into the environment of the notebook, MACLUSTER_API_KEY=..., or give "
+            "api_key=",
+        )
+    if here.front is not None:
+        if here.front.resume(loaded, settings, room):
+            return
+        here.front.close()
+    here.front = Front(loaded, settings, room)
 
 
 def _records(front: Front | None, batch: Batch) -> Iterator[dict[str, Any]]:
     while True:
-        yield share(front.decide(batch) if front is not None else None, batch.loaded.size)
+        record = share(front.decide(batch) if front is not None else None, batch.loaded.size)
+        if record["digest"] != batch.digest:
+            raise ModelError(
+                f"Rank {batch.loaded.rank} has drawn another token than rank 0.",
+                why="its logits are not the same to the bit: another chip, another version of MLX, "
+                "or a wrong shard",
+                do="%model check says which; hosts of one kind, with the same software, agree",
+            )
+        yield record
 
 
 def _round(record: dict[str, Any], front: Front | None, batch: Batch) -> None:

@@ -37,7 +37,7 @@ COMMON: dict[str, Any] = {
     "stream": {"type": "boolean"},
     "stream_options": {
         "type": "object",
-        "properties": {"include_usage": {"type": "boolean"}},
+        "properties": {"include_usage": {"type": ["boolean", "null"]}},
     },
     "presence_penalty": {"type": "number", "minimum": -2, "maximum": 2},
     "frequency_penalty": {"type": "number", "minimum": -2, "maximum": 2},
@@ -61,11 +61,11 @@ MESSAGE = {
             "anyOf": [
                 {"type": "string"},
                 {"type": "null"},
-                {"type": "array", "minItems": 1, "items": TEXT_PART},
+                {"type": "array", "items": TEXT_PART},
             ]
         },
     },
-    "required": ["role", "content"],
+    "required": ["role"],
 }
 TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
 SCHEMAS: dict[Kind, dict[str, Any]] = {
@@ -98,6 +98,8 @@ SCHEMAS: dict[Kind, dict[str, Any]] = {
         "required": ["prompt"],
     },
 }
+# Values that leave something open, beside null.
+OPEN = {"max_tokens": -1, "max_completion_tokens": -1, "top_k": -1, "stop": "", "logprobs": False}
 # What those that can be of several types have to be.
 WORDS = {
     "content": "must be a text, or a list of parts of type text: this server reads nothing else",
@@ -105,7 +107,7 @@ WORDS = {
     "stop": "must be a text that is not empty, or a list of up to 16",
 }
 # What changes the answer, and is not done here: better refused than ignored.
-REFUSED = ("tools", "functions", "audio", "suffix", "echo", "best_of", "use_beam_search")
+REFUSED = ("tools", "functions", "audio", "suffix", "echo", "use_beam_search")
 
 
 class RequestError(Exception):
@@ -146,12 +148,18 @@ class Wanted:
 def parse(kind: Kind, data: bytes) -> Wanted:
     """Read a request's body. Raises RequestError."""
     try:
-        body = json.loads(data)
-    except ValueError as error:
+        body = json.loads(data, parse_constant=_no_number, parse_float=_number)
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"The body is not JSON: {error}.") from None
     if isinstance(body, Mapping):
-        # Many clients send null for what they leave open.
-        body = {name: value for name, value in body.items() if value is not None}
+        # Many clients send null, or a number of no meaning, for what they leave open.
+        body = {
+            name: value
+            for name, value in body.items()
+            if value is not None and not (name in OPEN and value == OPEN[name])
+        }
+        if body.get("best_of") not in (None, body.get("n", 1)):
+            raise RequestError("best_of is not supported by this server.", param="best_of")
         refused = [name for name in REFUSED if body.get(name)]
         if refused:
             raise RequestError(f"{refused[0]} is not supported by this server.", param=refused[0])
@@ -186,9 +194,19 @@ def parse(kind: Kind, data: bytes) -> Wanted:
         seed=body["seed"] % SEEDS if "seed" in body else None,
         stop=[stop] if isinstance(stop, str) else stop,
         stream=body.get("stream", False),
-        usage=body.get("stream_options", {}).get("include_usage", False),
+        usage=bool(body.get("stream_options", {}).get("include_usage")),
         logprobs=logprobs,
     )
+
+
+def _number(text: str) -> float:
+    """5.0 is as good as 5, and the ranks need whole numbers."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
 
 
 def _validate(kind: Kind, body: Any) -> None:
@@ -219,7 +237,7 @@ def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     """Messages whose content is one text, as chat templates want it."""
     plain = []
     for message in messages:
-        content = message["content"] or ""
+        content = message.get("content") or ""
         if not isinstance(content, str):
             content = "".join(part["text"] for part in content)
         role = "system" if message["role"] == "developer" else message["role"]

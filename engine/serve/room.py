@@ -77,11 +77,12 @@ class Prefixes:
     """Prompt caches of answers that have ended, for prompts that begin with the same tokens.
 
     What is kept depends on tokens only, so it is the same on all ranks, though their caches have
-    different sizes.
+    different sizes and kinds. `forgets`: on every rank, the end of a cache can always be cut off.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, forgets: bool) -> None:
         self.most = most  # caches
+        self.forgets = forgets
         self._kept: list[tuple[np.ndarray, list[Any]]] = []  # the one used last is at the end
 
     @property
@@ -91,13 +92,13 @@ class Prefixes:
 
     def take(self, tokens: Sequence[int]) -> tuple[list[Any] | None, int]:
         """A cache to begin with, and how many of `tokens` it stands for: not all of them."""
-        from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
+        from mlx_lm.models.cache import trim_prompt_cache
 
         wanted = np.array(tokens[:-1])
         best, reused = -1, LEAST - 1
-        for place, (held, cache) in enumerate(self._kept):
+        for place, (held, _) in enumerate(self._kept):
             same = _common(held, wanted)
-            if same > reused and (same == len(held) or can_trim_prompt_cache(cache)):
+            if same > reused and (same == len(held) or self.forgets):
                 best, reused = place, same
         if best < 0:
             return None, 0
@@ -113,16 +114,14 @@ class Prefixes:
     def put(self, tokens: Sequence[int], cache: list[Any]) -> None:
         """Keep the cache of an answer that has ended, and of `tokens` all that it stands for."""
         import mlx.core as mx
-        from mlx_lm.models.cache import can_trim_prompt_cache
 
         new = np.array(tokens)
         # Otherwise it would hold on to the whole batch that it was a part of.
         mx.eval([each.state for each in cache])
-        trims = can_trim_prompt_cache(cache)
         self._kept = [
             (held, each)
             for held, each in self._kept
-            if _common(held, new) < (len(held) if trims else max(len(held), len(new)))
+            if _common(held, new) < (len(held) if self.forgets else max(len(held), len(new)))
         ]
         self._kept.append((new, cache))
         while len(self._kept) > self.most:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+import uuid
 from collections import deque
 from typing import Any
 
@@ -20,6 +21,7 @@ KEY = "MACLUSTER_API_KEY"  # the environment variable with what clients have to 
 PATIENCE = 120.0  # seconds until the server must listen: caches are tried out before
 DRAIN = 10.0  # seconds that answers under way get when serving ends
 FAILURES, WITHIN = 5, 300.0  # as many in so many seconds are too many
+CONDEMNED = 3  # failures that one request costs before it is refused, which do not count
 
 
 class Serving:
@@ -45,8 +47,9 @@ class Serving:
         self.model = model
         self._key = options.pop("api_key", None) or os.environ.get(KEY)
         self._options = {"port": 8080, **options}
+        self.id = uuid.uuid4().hex  # the server waits for its own `Serving` only
         self.url = ""
-        self.failures: deque[tuple[float, str]] = deque(maxlen=FAILURES)  # when, and what
+        self.failures: deque[tuple[float, str]] = deque(maxlen=100)  # when, and what
         self.error: MaclusterError | None = None  # why it has ended, when nobody wanted it to
         self._cell: Cell | None = None
         self._listening = threading.Event()
@@ -66,13 +69,12 @@ class Serving:
     def start(self) -> Serving:
         """Begin to serve; returns when the server listens.
 
-        Raises UsageError when the ranks serve already, WorldError or what the ranks raise when it
-        does not come up.
+        Raises WorldError when the ranks serve already or it does not come up, and what the ranks
+        raise.
         """
         self.world.require_free()
         self._ending, self.error = False, None
         self.failures.clear()
-        self.world.ask("serving.key", {"key": self._key}, timeout=PATIENCE)
         cell = self._send()
         self.world.serving = self
         try:
@@ -90,36 +92,42 @@ class Serving:
 
     def _send(self) -> Cell:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
-        code = f"macluster.serve({held(self.model)}, survives=True, {arguments})"
+        code = f"macluster.serve({held(self.model)}, owner={self.id!r}, {arguments})"
         self._listening.clear()
+        # Each time: rank 0 may be a new process, which must not serve without it.
+        self.world.ask("serving.key", {"key": self._key}, timeout=PATIENCE)
         self._cell = self.world.run(code, on_output=self._on_output, serving=self)
         return self._cell
 
     def _on_output(self, rank: int, message: dict[str, Any]) -> None:
-        # The first thing that rank 0 says is that it listens.
+        # It says so when it listens; whether that was it, its status tells.
         if rank == 0 and message["header"]["msg_type"] == "stream":
             self._listening.set()
 
     def _wait_until_it_listens(self, cell: Cell) -> None:
         deadline = time.monotonic() + PATIENCE
-        while not self._listening.is_set():
+        while True:
             # Also looks after ranks that fail.
-            if cell.wait(timeout=0.05):
+            ended = cell.wait(timeout=0.05)
+            if ended:
                 cell.check()
-                break
+            if ended or self._listening.is_set():
+                self._listening.clear()
+                status = self.status()
+                if status is not None and status["owner"] == self.id:
+                    break
+            if ended:
+                raise WorldError(
+                    "The server ended as soon as it had begun.",
+                    why="something on rank 0 stopped it",
+                    do="%cluster output shows what the ranks printed",
+                )
             if time.monotonic() > deadline:
                 raise WorldError(
                     f"The server did not listen within {PATIENCE:.0f} s.",
                     why="the ranks are still busy with something else",
                     do="%cluster stacks shows where they are",
                 )
-        status = self.status()
-        if status is None:
-            raise WorldError(
-                "The server ended as soon as it had begun.",
-                why="something on rank 0 stopped it",
-                do="%cluster output shows what the ranks printed",
-            )
         self.url = status["url"]
         # From now on it is that one, also when any was asked for.
         self._options["port"] = int(self.url.rpartition(":")[2].partition("/")[0])
@@ -135,9 +143,11 @@ class Serving:
                 now = time.monotonic()
                 self.failures.append((now, str(error)))
                 self.error = error
-                too_many = len(self.failures) == FAILURES and now - self.failures[0][0] < WITHIN
+                recent = [at for at, _ in self.failures if now - at < WITHIN]
                 # All ranks have refused in words: they would do so again.
-                if too_many or error.ename == "ModelError":
+                if error.ename in ("ModelError", "UsageError"):
+                    return
+                if len(recent) >= FAILURES + CONDEMNED * self._condemned:
                     return
                 cell = self._send()
                 self.error = None
@@ -154,6 +164,14 @@ class Serving:
                 self.world.notices.append(f"Serving has ended: {self.error}")
             with contextlib.suppress(MaclusterError):
                 self.world.ask("serving.close", {"why": "The ranks have failed."}, timeout=5)
+
+    @property
+    def _condemned(self) -> int:
+        """Requests that the ranks have failed with so often that they are refused."""
+        with contextlib.suppress(MaclusterError):
+            status = self.status()
+            return int(status["condemned"]) if status is not None else 0
+        return 0
 
     def status(self) -> dict[str, Any] | None:
         """Figures of rank 0, see `Front.status`; None when it does not serve."""

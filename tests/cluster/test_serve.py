@@ -100,10 +100,8 @@ def test_a_stop_string_ends_an_answer_wherever_tokens_begin(
     idle(serving)
 
 
-def test_a_template_can_be_told_things_but_not_to_give_no_tokens(
-    serving: macluster.Serving,
-) -> None:
-    told = {"extra_body": {"chat_template_kwargs": {"tokenize": False, "thinking": True}}}
+def test_a_template_can_be_told_things(serving: macluster.Serving) -> None:
+    told = {"extra_body": {"chat_template_kwargs": {"thinking": True}}}
     answer = client_of(serving).chat.completions.create(
         model="toy", messages=[{"role": "user", "content": FRANCE}], temperature=0, **told
     )  # type: ignore[call-overload]
@@ -193,12 +191,28 @@ def test_what_cannot_be_served_is_said_and_hurts_nobody(serving: macluster.Servi
     assert refused(serving, {"prompt": [9999]}, "/completions")[0] == 400
     # MLX would write beyond the end of an array, or raise on the ranks.
     assert "not below 512" in refused(serving, {"messages": hello, "logit_bias": {"512": 1}})[1]
-    assert "top_k" in refused(serving, {"messages": hello, "top_k": 512})[1]
+    told = {"tokenize": False, "chat_template": "{% for i in range(9999999) %}{% endfor %}"}
+    for name, value in told.items():
+        body = {"messages": hello, "chat_template_kwargs": {name: value}}
+        assert "no variable of the template" in refused(serving, body)[1]
+    assert "257 answers" in refused(serving, {"prompt": ["a"] * 257}, "/completions")[1]
+    # More than the vocabulary is all of it.
+    assert said(client_of(serving), top_k=600) == PARIS
     assert refused(serving, {"prompt": ""}, "/completions")[0] == 400
     assert refused(serving, {"messages": hello}, **{"Content-Type": "text/plain"})[0] == 415
     assert refused(serving, {"messages": hello}, Host="evil.example")[0] == 403
     assert refused(serving, {}, "/embeddings")[0] == 404
     assert httpx.get(serving.url + "/chat/completions").status_code == 405
+
+
+def test_nothing_behind_a_stop_string_is_counted(serving: macluster.Serving) -> None:
+    client = client_of(serving)
+    found = [ask(client, "Count from 1 to 15.", stop=", 5", logprobs=True) for _ in range(4)]
+    # Whatever the ranks had computed beyond it by then.
+    assert len({each.usage.completion_tokens for each in found}) == 1
+    tokens = found[0].choices[0].logprobs.content
+    assert len(tokens) == found[0].usage.completion_tokens
+    assert "".join(each.token for each in tokens).startswith("1, 2, 3, 4, 5")
 
 
 def test_health_is_the_age_of_the_last_round(serving: macluster.Serving) -> None:

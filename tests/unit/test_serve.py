@@ -96,7 +96,7 @@ def test_a_prompt_comes_in_four_forms(prompt: Any, prompts: list[Any]) -> None:
     ("body", "param", "words"),
     [
         ({"messages": []}, "messages", "at least 1"),
-        ({"messages": [{"role": "user"}]}, "messages.0", "content"),
+        ({"messages": [{"content": "x"}]}, "messages.0", "role"),
         ({"messages": [{"role": "nobody", "content": ""}]}, "messages.0.role", "one of"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "a text"),
         ({"max_tokens": 0}, "max_tokens", "bigger than or equal to 1"),
@@ -120,7 +120,32 @@ def test_lists_of_nothing_are_not_refused() -> None:
     assert wanted(tools=[], response_format={"type": "text"}) == wanted()
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff"])
+def test_values_of_no_meaning_leave_things_open() -> None:
+    assert (
+        wanted(max_tokens=-1, top_k=-1, stop="", stream_options={"include_usage": None}) == wanted()
+    )
+    assert wanted("text", logprobs=False, best_of=1) == wanted("text")
+    assert refused("text", best_of=2).param == "best_of"
+
+
+def test_numbers_are_whole_where_they_have_to_be() -> None:
+    found = wanted(seed=5.0, n=2.0, max_tokens=7.0, logprobs=True, top_logprobs=3.0)
+    assert [type(each) for each in (found.seed, found.n, found.max_tokens)] == [int] * 3
+    assert type(found.logprobs) is int
+    assert refused(max_tokens=7.5).param == "max_tokens"
+
+
+def test_a_message_of_calls_has_no_text() -> None:
+    calls = {"role": "assistant", "tool_calls": []}
+    assert wanted(messages=[*HELLO, calls]).prompts[0][1] == {"role": "assistant", "content": ""}
+    empty = {"role": "user", "content": []}
+    assert wanted(messages=[empty]).prompts[0][0]["content"] == ""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[]", b"null", b"\xff", b'{"messages": [], "temperature": NaN}', b"[" * 100_000],
+)
 def test_what_is_no_object_is_refused(data: bytes) -> None:
     with pytest.raises(RequestError):
         parse("chat", data)
@@ -247,14 +272,14 @@ def offset(cache: list[Any] | None) -> int:
 
 
 def test_a_conversation_that_goes_on_takes_its_cache_along() -> None:
-    kept = Prefixes(4)
+    kept = Prefixes(4, forgets=True)
     kept.put(list(range(20)), cache_of(20))
     cache, reused = kept.take([*range(20), 99, 98])
     assert (reused, offset(cache), kept.lengths) == (20, 20, [])
 
 
 def test_a_prompt_with_the_same_beginning_gets_a_copy() -> None:
-    kept = Prefixes(4)
+    kept = Prefixes(4, forgets=True)
     kept.put(list(range(20)), cache_of(20))
     cache, reused = kept.take([*range(12), 99, 98])
     assert (reused, offset(cache), kept.lengths) == (12, 12, [20])
@@ -266,7 +291,7 @@ def test_a_prompt_with_the_same_beginning_gets_a_copy() -> None:
 
 
 def test_the_one_used_longest_ago_goes_first() -> None:
-    kept = Prefixes(2)
+    kept = Prefixes(2, forgets=True)
     kept.put([1] * 20, cache_of(20))
     kept.put([2] * 21, cache_of(21))
     kept.take([*[1] * 12, 9])
@@ -278,7 +303,7 @@ def test_the_one_used_longest_ago_goes_first() -> None:
 
 
 def test_what_a_longer_one_contains_is_not_kept_twice() -> None:
-    kept = Prefixes(4)
+    kept = Prefixes(4, forgets=True)
     kept.put(list(range(20)), cache_of(20))
     kept.put(list(range(30)), cache_of(30))
     assert kept.lengths == [30]
@@ -287,7 +312,7 @@ def test_what_a_longer_one_contains_is_not_kept_twice() -> None:
 def test_a_cache_that_cannot_be_cut_serves_only_what_begins_with_all_of_it() -> None:
     from mlx_lm.models.cache import ArraysCache
 
-    kept = Prefixes(4)
+    kept = Prefixes(4, forgets=False)
     kept.put(list(range(20)), [ArraysCache(1)])
     assert kept.take([*range(19), 99, 98]) == (None, 0)
     assert kept.take([*range(20), 99])[1] == 20

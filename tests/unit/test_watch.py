@@ -32,8 +32,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def at(place: str | None, started: int, *, moment: int = 1, unread: int = 0) -> dict[str, Any]:
-    return {"place": place, "started": started, "moment": [moment], "unread": unread}
+def at(
+    place: str | None, started: int, *, moment: int = 1, unread: int = 0, serving: str = ""
+) -> dict[str, Any]:
+    return {
+        "place": place,
+        "started": started,
+        "moment": [moment],
+        "unread": unread,
+        "cell": "another",
+        "serving": serving,
+    }
 
 
 def look_twice(
@@ -44,6 +53,14 @@ def look_twice(
     assert watch.look(running, where) == Finding()
     clock.now += seconds
     return watch.look(running, where)
+
+
+def test_ranks_that_serve_are_waited_for_until_they_stop(clock: Clock) -> None:
+    where = {0: at(SUM, 1, serving="http://here"), 1: at(SUM, 1)}
+    assert Watch([0, 1], "mine").look([0, 1], where).text == (
+        "the ranks serve a model at http://here until %serve stop"
+    )
+    assert Watch([0, 1], "another").look([0, 1], where) == Finding()
 
 
 def test_ranks_that_just_came_are_not_said_to_wait(clock: Clock) -> None:

@@ -1,0 +1,45 @@
+"""What the commands of the terminal have in common."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from .engine.cell import Cell
+from .engine.world import World
+
+BACKEND_HELP = "jaccl, jaccl-ring, ring, mpi or nccl"
+
+
+def cluster_name(model: str) -> str:
+    """A cluster's name from a path or a repository's."""
+    last = model.rstrip("/").rpartition("/")[2]
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in last) or "model"
+
+
+def load_code(options: argparse.Namespace) -> str:
+    """What the ranks run to load the model that the command names."""
+    strategy = "pipeline" if options.pipeline else "auto"
+    return (
+        f"model = macluster.load({options.model!r}, {strategy!r}, adapter={options.adapter!r}, "
+        f"draft={options.draft!r})\n"
+        "rprint(model, model.reason, sep='\\n')"
+    )
+
+
+def run_cell(world: World, code: str) -> Cell:
+    """Run a cell, and print what rank 0 prints while it does. Ctrl-C ends the cell."""
+
+    def show(rank: int, message: dict[str, Any]) -> None:
+        if rank == 0 and message["header"]["msg_type"] == "stream":
+            stream = sys.stderr if message["content"]["name"] == "stderr" else sys.stdout
+            stream.write(message["content"]["text"])
+            stream.flush()
+
+    cell = world.run(code, on_output=show)
+    try:
+        cell.wait()
+    except KeyboardInterrupt:
+        cell.interrupt("you interrupted it")
+    return cell
