@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -45,6 +47,7 @@ class Hub:
         self.broken: dict[str, int] = {}  # file -> status
         self.held: dict[str, threading.Event] = {}  # file -> when its second half may go
         self.asked = threading.Event()  # a held file is under way
+        self.connections: list[socket.socket] = []
         self.log: list[tuple[str, str, str, str, str, str]] = []
         hub = self
 
@@ -53,6 +56,10 @@ class Hub:
 
             def log_message(self, *_: Any) -> None:
                 pass
+
+            def setup(self) -> None:
+                super().setup()
+                hub.connections.append(self.connection)
 
             def do_HEAD(self) -> None:
                 hub.answer(self)
@@ -74,6 +81,10 @@ class Hub:
             event.set()
         self.server.shutdown()
         self.server.server_close()
+        # Clients keep theirs, and would still be answered.
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self.thread.join()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
