@@ -125,7 +125,8 @@ def _start(options: argparse.Namespace) -> None:
     )
     cluster.start_sync(_progress)
     cluster.disconnect()
-    print(f"%cluster connect {options.name} uses it in a notebook; `macluster stop` ends it")
+    name = options.name
+    print(f"%cluster connect {name} uses it in a notebook; `macluster stop {name}` ends it")
 
 
 def _plan(options: argparse.Namespace) -> None:

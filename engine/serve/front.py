@@ -45,6 +45,7 @@ ORPHANED = 900.0  # seconds that requests wait for the ranks: a large model is l
 BODY = 8 << 20  # bytes of a request
 BODY_TIME = 60.0  # seconds in which it must arrive
 SPEED = 10.0  # seconds over which the speed is counted
+FAILED = "The ranks failed again and again on this request, so it is refused from now on."
 UNAVAILABLE = "The server has stopped, and could not finish the answer."
 
 
@@ -108,8 +109,10 @@ class Front:
         except OSError as error:
             raise ModelError(
                 f"{socket.gethostname()} cannot serve at {host}:{port}: {error.strerror}.",
-                why="another program listens there, or the host has no such address",
-                do="choose another port, such as --port 8081; --port 0 takes a free one",
+                why="another program listens there, the host has no such address, or a port below "
+                "1024 needs an administrator",
+                do="choose another port, such as --port 8081 (--port 0 takes a free one), or an "
+                "address of this host",
             ) from error
         self.port = sockets[0].getsockname()[1]
         self.local = all(each.getsockname()[0] in LOCAL for each in sockets)
@@ -229,7 +232,7 @@ class Front:
         self.loaded, self.most = loaded, room.most()
         condemned, crowded = self.scheduler.resume(room, settings.concurrency)
         for answer in condemned:
-            error = RequestError("The ranks failed again and again on this request.", status=500)
+            error = RequestError(FAILED, status=500)
             self._in_loop(answer.request.inbox.put_nowait, error)
         for answer in crowded:
             error = RequestError("The ranks have no memory for this answer any more.", status=503)
@@ -277,7 +280,7 @@ class Front:
         )
         works = self._works(wanted, prompts)
         if any(map(self.scheduler.is_condemned, works)):
-            raise RequestError("The ranks failed again and again on this request.", status=500)
+            raise RequestError(FAILED, status=500)
         request = Request(
             next(self._requests), wanted.kind, sum(map(len, prompts)), asyncio.Queue()
         )

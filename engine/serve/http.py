@@ -66,13 +66,18 @@ class Handler(RequestHandler):
         local = self.request.host_name.strip("[]") in LOCAL
         if wanted is None and self.front.local and not local:
             # A page of the web whose name was made to lead here. It would not know a key.
-            raise RequestError("Without a key this server answers to localhost only.", status=403)
+            raise RequestError(
+                "This server has no key, so it answers to the name localhost only. Serve it with "
+                "MACLUSTER_API_KEY set for other names.",
+                status=403,
+            )
         if wanted is not None and self.needs_key:
             scheme, _, key = self.request.headers.get("Authorization", "").partition(" ")
             right = hmac.compare_digest(key.strip().encode(), wanted.encode())
             if scheme.lower() != "bearer" or not right:
                 raise RequestError(
-                    "A key is needed: Authorization: Bearer KEY.",
+                    "A key is needed: Authorization: Bearer KEY, with the one that the server was "
+                    "begun with.",
                     status=401,
                     code="invalid_api_key",
                 )

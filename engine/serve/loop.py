@@ -79,8 +79,8 @@ def serve(
     ):
         if value < least:
             raise UsageError(
-                f"{what}={value} serves nobody.",
-                why=f"it has to be {least} at least",
+                f"{what} cannot be {value}.",
+                why=f"it must be at least {least}",
                 do="leave it out, or give a larger number",
             )
     room = room_for(loaded)
@@ -123,8 +123,8 @@ def _open(loaded: LoadedModel, settings: Settings, room: Room) -> None:
         raise ModelError(
             f"A server at {settings.host} needs a key.",
             why="others can reach that address, and could use the model",
-            do="put one into the environment of the notebook, MACLUSTER_API_KEY=..., or give "
-            "api_key=",
+            do="in the notebook: os.environ['MACLUSTER_API_KEY'] = getpass.getpass(), in a "
+            "terminal: export it; then serve again. macluster.serve in a cell takes api_key=",
         )
     if here.front is not None:
         if here.front.resume(loaded, settings, room):

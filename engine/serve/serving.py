@@ -73,6 +73,13 @@ class Serving:
         raise.
         """
         self.world.require_free()
+        status = self.status()
+        if status is not None and status["health"] == "ok":
+            raise WorldError(
+                f"The ranks serve a model at {status['url']}.",
+                why="another notebook or program has begun it",
+                do="%serve stop ends it, also from here",
+            )
         self._ending, self.error = False, None
         self.failures.clear()
         cell = self._send()
