@@ -168,6 +168,13 @@ def test_an_abort_ends_it(long: tuple[macluster.Serving, Callable[[], str]]) -> 
     assert said(client_of(serving)) == PARIS
 
 
+def test_a_server_that_has_ended_keeps_no_model(two: macluster.World) -> None:
+    with served(two) as serving:
+        assert said(client_of(serving)) == PARIS
+    gone = "import gc, weakref\nseen = weakref.ref(model)\ndel model\ngc.collect()\n"
+    assert answers(two, f"{gone}print(json.dumps(seen() is None))") == [True, True]
+
+
 def test_a_restart_ends_it(two: macluster.World) -> None:
     with served(two) as serving:
         two.cluster.restart_sync()
