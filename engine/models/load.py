@@ -154,14 +154,14 @@ def load(
     import mlx.core as mx
 
     group = mx.distributed.init()
-    rank, size = group.rank(), group.size()
+    rank = group.rank()
     wish = Wish(strategy, None if split is None else tuple(split), context)
     together(lambda: check_strategy(strategy))
     folder, repo = open_together(together(lambda: _path_here(path, rank)), rank)
     check_same_files(folder)
     fused = together(lambda: adapter_folder(adapter, rank))
     _check_same_wish(wish, fused, draft is not None)
-    budgets = _budgets(size)
+    budgets = memory_budgets()
     small = None
     if draft is not None:
         small = _open_draft(draft, rank)
@@ -322,7 +322,7 @@ def _check_same_wish(wish: Wish, adapter: Path | None, draft: bool) -> None:
             )
 
 
-def _budgets(size: int) -> list[Budget]:
+def memory_budgets() -> list[Budget]:
     """What each rank may fill. Ranks on one device share its memory. A collective."""
     facts = exchange([socket.gethostname(), *memory()])
     devices = [(host, device) for host, device, _, _ in facts]
@@ -341,6 +341,16 @@ def against_pipelines() -> str:
     if mx.default_device() == mx.gpu and not mx.metal.is_available():
         return "MLX has no send() and recv() on CUDA, which the ranks of a pipeline need"
     return ""
+
+
+def counts_loaded() -> bool:
+    """Whether what `memory` says is a limit that also counts what this process has loaded.
+
+    What Metal lets a process fill does; free memory does not.
+    """
+    import mlx.core as mx
+
+    return bool(mx.default_device() == mx.gpu and mx.metal.is_available())
 
 
 def memory() -> tuple[str, int, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -186,11 +185,18 @@ def shards(loaded: LoadedModel, *, context: int | None = None) -> ShardMap:
     if context is None:
         most = loaded.text_config.get("max_position_embeddings")
         context = min(CONTEXT, most) if isinstance(most, int) else CONTEXT
-    found = together(lambda: {**_compare(loaded), "room": _room_here(loaded, context)})
-    facts = exchange([found["here"], found["room"]])
-    parts = [[Part(*part) for part in each] for each, _ in facts]
+    from .load import counts_loaded, memory_budgets
+
+    found = together(lambda: {**_compare(loaded), "cache": _cache_here(loaded, context)})
+    facts = exchange([found["here"], found["cache"], counts_loaded()])
+    parts = [[Part(*part) for part in each] for each, _, _ in facts]
     drawn = shard_map(loaded.config["model_type"], loaded.split, found["whole"], parts)
-    rooms = _rooms([room for _, room in facts], drawn.totals())
+    rooms = tuple(
+        Room(cache, budget.bytes + (0 if counted else weights), budget.of)
+        for (_, cache, counted), budget, weights in zip(
+            facts, memory_budgets(), drawn.totals(), strict=True
+        )
+    )
     return attrs.evolve(drawn, rooms=rooms, context=context)
 
 
@@ -211,31 +217,11 @@ def read_map(facts: Mapping[str, Any]) -> ShardMap:
     )
 
 
-def _room_here(loaded: LoadedModel, context: int) -> list[Any]:
-    """What `_rooms` wants to know from each rank."""
-    import mlx.core as mx
-
-    from .load import memory
-
-    cache: int | None = None
-    # A model that cannot be tried out on shapes is mapped all the same.
+def _cache_here(loaded: LoadedModel, context: int) -> int | None:
+    """The bytes of this rank's cache; None for a model that cannot be tried out on shapes."""
     with contextlib.suppress(ModelError):
-        cache = cache_size(loaded.model, loaded.size).bytes(context)
-    # What Metal lets a process fill counts what is loaded; free memory does not.
-    counted = mx.default_device() == mx.gpu and mx.metal.is_available()
-    return [cache, socket.gethostname(), counted, *memory()]
-
-
-def _rooms(facts: Sequence[Sequence[Any]], weights: Sequence[int]) -> tuple[Room, ...]:
-    """The memory of each rank; ranks on one device share it."""
-    devices = [(host, device) for _, host, _, device, *_ in facts]
-    rooms = []
-    for rank, (cache, host, counted, device, free, of) in enumerate(facts):
-        sharing = devices.count((host, device))
-        limit = free // sharing + (0 if counted else weights[rank])
-        share = f"its share of {of}" if sharing > 1 else of
-        rooms.append(Room(cache, limit, f"{share} on {host}"))
-    return tuple(rooms)
+        return cache_size(loaded.model, loaded.size).bytes(context)
+    return None
 
 
 def shard_map(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from ..errors import ModelError
 from ..models.agree import exchange
-from ..models.load import LoadedModel, memory
+from ..models.load import LoadedModel, counts_loaded, memory_budgets
 from ..models.trial import CacheSize, cache_size
 
 SHARE = 0.8  # of the free memory: caches are copied when a batch changes
@@ -58,18 +57,14 @@ def room_for(loaded: LoadedModel) -> Room:
         law = cache_size(loaded.model, loaded.size)
     except ModelError:
         law = CacheSize()  # it cannot be tried out here: nothing is known, and nothing counted
-    device, free, of = memory()
-    if "macOS" in of:
-        # That is what the GPU may use in all, and the model lies in it already.
-        free = max(0, free - int(mx.get_active_memory()))
-    facts = exchange([[socket.gethostname(), device], free, attrs.asdict(law)])
-    devices = [device for device, _, _ in facts]
+    filled = int(mx.get_active_memory()) if counts_loaded() else 0
     ranks = []
-    for device, free, fields in facts:
+    for (fields, taken), budget in zip(
+        exchange([attrs.asdict(law), filled]), memory_budgets(), strict=True
+    ):
         windows = tuple((each, most) for each, most in fields.pop("windows"))
-        ranks.append(
-            (CacheSize(**fields, windows=windows), int(SHARE * free) // devices.count(device))
-        )
+        free = int(SHARE * max(0, budget.bytes - taken))
+        ranks.append((CacheSize(**fields, windows=windows), free))
     return Room(ranks)
 
 
