@@ -10,7 +10,7 @@ from typing import Any
 from .engine.cluster import Cluster
 from .engine.errors import MaclusterError
 from .engine.world import World
-from .terminal import BACKEND_HELP, cluster_name, load_code, run_cell
+from .terminal import add_loading, cluster_name, load_code, run_cell
 
 HELP = "/reset begins a new conversation, /quit or Ctrl-D ends; Ctrl-C ends an answer"
 
@@ -18,13 +18,7 @@ HELP = "/reset begins a new conversation, /quit or Ctrl-D ends; Ctrl-C ends an a
 def add_chat(commands: Any) -> None:
     """Add the command to argparse's subparsers."""
     chat = commands.add_parser("chat", help="talk to a model over several ranks")
-    chat.add_argument("--model", required=True, help="a folder, or a repository on the hub")
-    hosts = chat.add_mutually_exclusive_group()
-    hosts.add_argument("-n", type=int, default=1, metavar="N", help="ranks on this machine")
-    hosts.add_argument("--hostfile", metavar="FILE")
-    chat.add_argument("--backend", help=BACKEND_HELP)
-    chat.add_argument("--pipeline", action="store_true", help="split by depth, not by width")
-    chat.add_argument("--adapter", metavar="FOLDER", help="an adapter to fuse into the model")
+    add_loading(chat)
     chat.add_argument("--draft", metavar="MODEL", help="a small model that proposes tokens")
     chat.add_argument("--system", metavar="TEXT", help="a first message that sets the tone")
     chat.add_argument("--max-tokens", type=int, default=1024, metavar="N")

@@ -11,8 +11,8 @@ from typing import Any
 
 from .engine.cluster import Cluster
 from .engine.errors import MaclusterError
-from .engine.serve.serving import KEY, Serving, status_line
-from .terminal import BACKEND_HELP, cluster_name, load_code, run_cell
+from .engine.serve.serving import Serving, add_options, status_line
+from .terminal import add_loading, cluster_name, load_code, run_cell
 
 LOOK = 0.5  # seconds between two looks at the requests that have ended
 
@@ -20,21 +20,8 @@ LOOK = 0.5  # seconds between two looks at the requests that have ended
 def add_serve(commands: Any) -> None:
     """Add the command to argparse's subparsers."""
     serve = commands.add_parser("serve", help="serve a model over HTTP, as OpenAI's API does it")
-    serve.add_argument("--model", required=True, help="a folder, or a repository on the hub")
-    hosts = serve.add_mutually_exclusive_group()
-    hosts.add_argument("-n", type=int, default=1, metavar="N", help="ranks on this machine")
-    hosts.add_argument("--hostfile", metavar="FILE")
-    serve.add_argument("--backend", help=BACKEND_HELP)
-    serve.add_argument("--pipeline", action="store_true", help="split by depth, not by width")
-    serve.add_argument("--adapter", metavar="FOLDER", help="an adapter to fuse into the model")
-    serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
-                       help=f"any other than this machine's own needs a key, in {KEY}")  # fmt: skip
-    serve.add_argument("--port", type=int, default=8080, metavar="N", help="0: a free one")
-    serve.add_argument("--as", dest="name", metavar="NAME", help="what clients call the model")
-    serve.add_argument("--max-tokens", type=int, default=2048, metavar="N",
-                       help="of an answer, where a client does not say it")  # fmt: skip
-    serve.add_argument("--concurrency", type=int, default=16, metavar="N",
-                       help="answers that are computed at once")  # fmt: skip
+    add_loading(serve)
+    add_options(serve)
     # No draft: batches of answers have no use for one.
     serve.set_defaults(run=run, draft=None)
 

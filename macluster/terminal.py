@@ -12,6 +12,17 @@ from .engine.world import World
 BACKEND_HELP = "jaccl, jaccl-ring, ring, mpi or nccl"
 
 
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """The options for ranks and the model that they load, see `load_code`."""
+    parser.add_argument("--model", required=True, help="a folder, or a repository on the hub")
+    hosts = parser.add_mutually_exclusive_group()
+    hosts.add_argument("-n", type=int, default=1, metavar="N", help="ranks on this machine")
+    hosts.add_argument("--hostfile", metavar="FILE")
+    parser.add_argument("--backend", help=BACKEND_HELP)
+    parser.add_argument("--pipeline", action="store_true", help="split by depth, not by width")
+    parser.add_argument("--adapter", metavar="FOLDER", help="an adapter to fuse into the model")
+
+
 def cluster_name(model: str) -> str:
     """A cluster's name from a path or a repository's."""
     last = model.rstrip("/").rpartition("/")[2]

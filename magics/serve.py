@@ -11,8 +11,8 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from ..engine.errors import WorldError
 from ..engine.serve.serving import (
     DRAIN,
-    KEY,
     Serving,
+    add_options,
     status_line,
     status_of,
     status_table,
@@ -30,14 +30,7 @@ LOOK = 0.1  # seconds between two looks whether it has ended
 START = Arguments("%serve start", "Serve a model over HTTP, as OpenAI's API does it.")
 START.add_argument("model", nargs="?", type=variable_name, default=NAME, metavar="NAME",
                    help=f"of the model on the ranks (default: {NAME})")  # fmt: skip
-START.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
-                   help=f"any other than this machine's own needs a key, in {KEY}")  # fmt: skip
-START.add_argument("--port", type=int, default=8080, metavar="N", help="0: a free one")
-START.add_argument("--as", dest="name", metavar="NAME", help="what clients call the model")
-START.add_argument("--max-tokens", type=int, default=2048, metavar="N",
-                   help="of an answer, where a client does not say it")  # fmt: skip
-START.add_argument("--concurrency", type=int, default=16, metavar="N",
-                   help="answers that are computed at once")  # fmt: skip
+add_options(START)
 STATUS = Arguments("%serve status", "What is served, and the last requests.")
 STOP = Arguments("%serve stop", "Make the ranks free again; the model stays loaded.")
 STOP.add_argument("--drain", type=float, default=DRAIN, metavar="SECONDS",

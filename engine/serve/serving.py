@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import threading
@@ -22,6 +23,18 @@ PATIENCE = 120.0  # seconds until the server must listen: caches are tried out b
 DRAIN = 10.0  # seconds that answers under way get when serving ends
 FAILURES, WITHIN = 5, 300.0  # as many in so many seconds are too many
 CONDEMNED = 3  # failures that one request costs before it is refused, which do not count
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `serve` that a person gives, for a magic or a command."""
+    key = f"any other than this machine's own needs a key, in {KEY}"
+    silent = "of an answer, where a client does not say it"
+    at_once = "answers that are computed at once"
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=key)
+    parser.add_argument("--port", type=int, default=8080, metavar="N", help="0: a free one")
+    parser.add_argument("--as", dest="name", metavar="NAME", help="what clients call the model")
+    parser.add_argument("--max-tokens", type=int, default=2048, metavar="N", help=silent)
+    parser.add_argument("--concurrency", type=int, default=16, metavar="N", help=at_once)
 
 
 class Serving:
