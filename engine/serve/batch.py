@@ -200,12 +200,13 @@ class _OneByOne:
         self, model: Any, ends: list[int], concurrency: int, prefill: int, stream: Any
     ) -> None:
         self._model, self._ends, self._prefill, self._stream = model, ends, prefill, stream
-        self._waiting: deque[tuple[Work, Any, int, Any, list[Any]]] = deque()
-        self._now: tuple[Work, list[Any], Iterator[Any]] | None = None
+        self._waiting: deque[tuple[Work, Any, list[Any]]] = deque()
+        self._now: tuple[Work, Iterator[Any]] | None = None
         self._made: list[int] = []
 
     def add(self, work: Work, cache: Any, reused: int, sampler: Any, processors: list[Any]) -> None:
-        self._waiting.append((work, cache, reused, sampler, processors))
+        # There is no cache: none is ever kept, see `step`.
+        self._waiting.append((work, sampler, processors))
 
     def remove(self, number: int) -> tuple[Sequence[int], list[Any]] | None:
         if self._now is not None and self._now[0].number == number:
@@ -219,7 +220,7 @@ class _OneByOne:
             self._made = []
         if self._now is None:
             return
-        work, _, generation = self._now
+        work, generation = self._now
         token, logprobs = next(generation)
         self._made.append(token)
         finish = "length" if len(self._made) >= work.max_tokens else None
@@ -229,33 +230,28 @@ class _OneByOne:
         # Its cache is one token ahead by now, and cannot always be cut.
         yield work.number, token, finish, logprobs, None
 
-    def _begin(
-        self, work: Work, cache: Any, reused: int, sampler: Any, processors: list[Any]
-    ) -> tuple[Work, list[Any], Iterator[Any]]:
+    def _begin(self, work: Work, sampler: Any, processors: list[Any]) -> tuple[Work, Iterator[Any]]:
         import mlx.core as mx
         from mlx_lm.generate import generate_step
-        from mlx_lm.models.cache import make_prompt_cache
         from mlx_lm.sample_utils import greedy_sampler
 
-        cache = make_prompt_cache(self._model) if cache is None else cache
         with mx.stream(self._stream):
             generation = generate_step(
-                mx.array(list(work.tokens[reused:])),
+                mx.array(list(work.tokens)),
                 self._model,
                 max_tokens=work.max_tokens,
                 sampler=sampler or greedy_sampler,
                 logits_processors=processors,
-                prompt_cache=cache,
                 prefill_step_size=self._prefill,
                 stream=self._stream,
             )
-        return work, cache, generation
+        return work, generation
 
     def _leave(self) -> None:
         import mlx.core as mx
 
         if self._now is not None:
-            self._now[2].close()  # type: ignore[attr-defined]
+            self._now[1].close()  # type: ignore[attr-defined]
             self._now = None
             # It computes one token ahead.
             mx.synchronize(self._stream)

@@ -85,7 +85,6 @@ class Front:
         self.settings = settings
         self.scheduler = Scheduler(room, settings.concurrency)
         self.defaults = _defaults(loaded.path)
-        self.most = room.most()  # tokens of a prompt with its answer
         self.ending = False
         self._end_at: float | None = None
         self._suspended_at: float | None = None
@@ -229,7 +228,7 @@ class Front:
         at_home = settings.port in (self.settings.port, self.port)
         if not (self.alive and same and at_home and settings.owner):
             return False
-        self.loaded, self.most = loaded, room.most()
+        self.loaded = loaded
         condemned, crowded = self.scheduler.resume(room, settings.concurrency)
         for answer in condemned:
             error = RequestError(FAILED, status=500)
@@ -359,7 +358,7 @@ class Front:
         """How many tokens an answer may have. Raises RequestError when there is no room for it."""
         limits = [
             (context_limit(self._model()), "the model's context has {} tokens"),
-            (self.most, "the memory of the ranks holds {} tokens"),
+            (self.scheduler.room.most(), "the memory of the ranks holds {} tokens"),
         ]
         most = self.settings.max_tokens
         room, why = min(
