@@ -1,6 +1,5 @@
 // Bars on the page, for the views that come behind this. Python has laid them out.
 
-const SVG = "http://www.w3.org/2000/svg";
 const STYLE = `
 .macluster-bars { --weights: #2f6fd0; --wait: #d08a1d; --wire: #128a7d;
   --alarm: var(--jp-error-color1, #b3261e);
@@ -26,22 +25,6 @@ const STYLE = `
 .macluster-bars p { margin: 4px 8px; font-size: 12px; line-height: 17px; color: var(--faint); }
 .macluster-bars p.main { color: var(--ink); }
 `;
-let views = 0;
-
-function svg(tag, attributes, parent) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  if (parent) parent.append(node);
-  return node;
-}
-
-function html(tag, className, parent) {
-  const node = document.createElement(tag);
-  node.className = className;
-  if (parent) parent.append(node);
-  return node;
-}
-
 // Patterns tell the kinds apart where colours do not.
 function patterns(root, prefix) {
   const defs = svg("defs", {}, root);

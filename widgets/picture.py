@@ -16,8 +16,12 @@ import attrs
 TITLE = 24  # the line above a saved picture
 SMALL_LETTER = 5.5  # about the width of a letter in small texts
 
-# anywidget takes one file for each view, so what they share goes in front of it.
-SHARED = (Path(__file__).parent / "picture.js").read_text(encoding="utf-8")
+
+def script(*names: str) -> str:
+    """Files of this folder as one: anywidget takes one for each view."""
+    folder = Path(__file__).parent
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
+
 
 Shape = tuple[str, float, float, float, float]  # class, x, y, width, height
 Text = tuple[str, float, float, str, str]  # class, x, y, anchor, words
@@ -81,9 +85,14 @@ def legend(entries: list[tuple[str, str]], x: float, y: float, drawn: Picture) -
 
 def saved(drawn: Picture, title: str) -> str:
     """HTML of the picture for a notebook that is opened without its kernel."""
-    picture = base64.b64encode(_svg(drawn, title).encode()).decode()
+    return figure(_svg(drawn, title), drawn.label)
+
+
+def figure(svg: str, label: str) -> str:
+    """HTML with an SVG file in it; `label` is the same in words."""
+    picture = base64.b64encode(svg.encode()).decode()
     return (
-        f'<figure style="margin:0"><img alt="{html.escape(drawn.label)}" '
+        f'<figure style="margin:0"><img alt="{html.escape(label)}" '
         f'style="max-width:100%" src="data:image/svg+xml;base64,{picture}"></figure>'
     )
 
@@ -91,17 +100,17 @@ def saved(drawn: Picture, title: str) -> str:
 def _svg(drawn: Picture, title: str) -> str:
     """A file of its own, on white: it cannot know the colours of the page."""
     shapes = "".join(
-        f'<rect x="{_number(x)}" y="{_number(y)}" width="{_number(w)}" height="{_number(h)}" '
+        f'<rect x="{number(x)}" y="{number(y)}" width="{number(w)}" height="{number(h)}" '
         f'fill="{FILLS.get(kind, "none")}"'
         + (f' stroke="{OUTLINES[kind]}"/>' if kind in OUTLINES else "/>")
         for kind, x, y, w, h in drawn.shapes
     )
     words = "".join(
-        f'<text x="{_number(x)}" y="{_number(y)}" text-anchor="{anchor}" {LETTERS[kind]}>'
+        f'<text x="{number(x)}" y="{number(y)}" text-anchor="{anchor}" {LETTERS[kind]}>'
         f"{html.escape(text)}</text>"
         for kind, x, y, anchor, text in drawn.texts
     )
-    width, height = _number(drawn.width), _number(drawn.height + TITLE)
+    width, height = number(drawn.width), number(drawn.height + TITLE)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-family="system-ui,sans-serif">'
@@ -112,5 +121,5 @@ def _svg(drawn: Picture, title: str) -> str:
     )
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")

@@ -10,7 +10,6 @@ import html
 import textwrap
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -22,7 +21,7 @@ from ..engine.hostfile import describe_ranks
 from ..engine.plan.planner import Option, Plan, RankNeed
 from ..engine.plan.speed import Prediction
 from ..engine.units import bytes_text
-from .picture import SHARED, SMALL_LETTER, Picture, legend, saved
+from .picture import SMALL_LETTER, Picture, legend, saved, script
 
 # All lengths in pixels.
 LEFT = 70  # for the names of the ranks
@@ -275,7 +274,7 @@ def contexts(plan: Plan) -> list[int]:
 class PlanView(anywidget.AnyWidget):
     """A plan in a notebook, whose context can be chosen. `plan` is the plan that is shown."""
 
-    _esm = SHARED + (Path(__file__).parent / "plan.js").read_text(encoding="utf-8")
+    _esm = script("dom.js", "picture.js", "plan.js")
     title = traitlets.Unicode().tag(sync=True)
     contexts: Any = traitlets.List().tag(sync=True)  # tokens
     answer: Any = traitlets.Dict().tag(sync=True)  # {"context", "scene", "summary", "notes"}

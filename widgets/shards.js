@@ -1,6 +1,5 @@
 // The sharding map on the page. Python has laid it out; here it is drawn, and walked through.
 
-const SVG = "http://www.w3.org/2000/svg";
 const STYLE = `
 .macluster-shards { --split: #2f6fd0; --experts: #8a4fc7; --whole: #128a7d; --copy: #d08a1d;
   --ink: var(--jp-ui-font-color1, #24292f); --faint: var(--jp-ui-font-color2, #57606a);
@@ -29,22 +28,6 @@ const STYLE = `
 .macluster-shards .detail b { color: var(--ink); font-weight: 600; }
 `;
 const HINT = "Point at a cell, or press Tab and walk with the arrow keys, to see its bytes.";
-let views = 0;
-
-function svg(tag, attributes, parent) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  if (parent) parent.append(node);
-  return node;
-}
-
-function html(tag, className, parent) {
-  const node = document.createElement(tag);
-  node.className = className;
-  if (parent) parent.append(node);
-  return node;
-}
-
 // Patterns tell the kinds apart where colours do not.
 function patterns(root, prefix) {
   const defs = svg("defs", {}, root);

@@ -6,10 +6,8 @@ walked through, and `static_svg` writes them into the saved notebook.
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -18,6 +16,7 @@ import traitlets
 
 from ..engine.models.shards import Piece, Place, Room, ShardMap
 from ..engine.units import bytes_text
+from .picture import figure, number, script
 
 # All lengths in pixels.
 LEFT = 58  # for the names of the ranks
@@ -355,12 +354,12 @@ def static_svg(drawn: Scene, title: str) -> str:
     order = sorted(by_class, key=lambda kind: not (kind.endswith("-tint") or kind == "room"))
     paths = "".join(_path(kind, by_class[kind]) for kind in order)
     words = "".join(
-        f'<text x="{_number(x)}" y="{_number(y + 24)}" text-anchor="{anchor}" '
+        f'<text x="{number(x)}" y="{number(y + 24)}" text-anchor="{anchor}" '
         f'font-size="{12 if kind == "text" else 10.5}" '
         f'fill="{COLOURS["text" if kind == "text" else "faint"]}">{html.escape(text)}</text>'
         for kind, x, y, anchor, text in drawn.texts
     )
-    width, height = _number(drawn.width), _number(drawn.height + 24)
+    width, height = number(drawn.width), number(drawn.height + 24)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-family="system-ui,sans-serif">'
@@ -392,7 +391,7 @@ def _path(kind: str, shapes: Sequence[Shape]) -> str:
     base = kind.removesuffix("-tint")
     colour = COLOURS[base]
     d = "".join(
-        f"M{_number(x)} {_number(y)}h{_number(w)}v{_number(h)}h-{_number(w)}z"
+        f"M{number(x)} {number(y)}h{number(w)}v{number(h)}h-{number(w)}z"
         for _, x, y, w, h in shapes
     )
     if kind.endswith("-tint"):
@@ -404,14 +403,10 @@ def _path(kind: str, shapes: Sequence[Shape]) -> str:
     return f'<path d="{d}" fill="{f"url(#{fills[kind]})" if kind in fills else colour}"/>'
 
 
-def _number(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
-
-
 class ShardView(anywidget.AnyWidget):
     """The sharding map in a notebook. `map` is the map itself, for programs."""
 
-    _esm = Path(__file__).parent / "shards.js"
+    _esm = script("dom.js", "shards.js")
     scene = traitlets.Dict().tag(sync=True)
     title = traitlets.Unicode().tag(sync=True)
 
@@ -429,11 +424,7 @@ class ShardView(anywidget.AnyWidget):
             return None
         # What is left when the kernel is gone: a picture, and the table.
         drawn = Scene(**self.scene)
-        picture = base64.b64encode(static_svg(drawn, self.title).encode()).decode()
         found[0]["text/plain"] = repr(self.map)
-        found[0]["text/html"] = (
-            f'<figure style="margin:0"><img alt="{html.escape(drawn.label)}" '
-            f'style="max-width:100%" src="data:image/svg+xml;base64,{picture}"></figure>'
-            + self.map._repr_html_()
-        )
+        picture = figure(static_svg(drawn, self.title), drawn.label)
+        found[0]["text/html"] = picture + self.map._repr_html_()
         return found

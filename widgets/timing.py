@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -11,7 +10,7 @@ import attrs
 import traitlets
 
 from ..engine.models.timing import PARTS, RankTime, TokenTime
-from .picture import SHARED, Picture, legend, saved
+from .picture import Picture, legend, saved, script
 
 # All lengths in pixels.
 LEFT = 76  # for the names of the ranks
@@ -112,7 +111,7 @@ def _label(found: TokenTime) -> str:
 class TimeView(anywidget.AnyWidget):
     """The picture in a notebook. `time` is what was measured, for programs."""
 
-    _esm = SHARED + (Path(__file__).parent / "timing.js").read_text(encoding="utf-8")
+    _esm = script("dom.js", "picture.js", "timing.js")
     scene = traitlets.Dict().tag(sync=True)
     title = traitlets.Unicode().tag(sync=True)
     words: Any = traitlets.List().tag(sync=True)

@@ -14,8 +14,8 @@ from playwright.sync_api import Locator, Page, expect
 
 import macluster
 from macluster.engine.models.shards import ShardMap, ShardRow
-from macluster.widgets.chat import DEFAULTS
-from macluster.widgets.shards import scene
+from macluster.widgets.chat import DEFAULTS, ChatView
+from macluster.widgets.shards import ShardView, scene
 from tests.ui.lab import LabPage
 
 PICTURES = Path(__file__).parents[2] / "build" / "pictures"
@@ -191,14 +191,13 @@ TALK = {
 }  # fmt: skip
 
 
-def alone(page: Page, name: str, state: dict[str, Any]) -> None:
-    code = (Path(__file__).parents[2] / "widgets" / f"{name}.js").read_text()
+def alone(page: Page, code: str, state: dict[str, Any]) -> None:
     page.set_content("<body></body>")
     page.evaluate(ALONE, [code, json.loads(json.dumps(state))])
 
 
 def test_what_is_written_is_sent_once_with_the_settings(page: Page) -> None:
-    alone(page, "chat", TALK)
+    alone(page, str(ChatView._esm), TALK)
     box = page.get_by_role("textbox", name="What you want to say")
     box.fill("one")
     box.press("Shift+Enter")
@@ -226,7 +225,7 @@ def test_what_is_written_is_sent_once_with_the_settings(page: Page) -> None:
 
 def test_what_a_model_says_is_text(page: Page) -> None:
     bad = "<img src=x onerror='window.bad = 1'><b>bold</b>"
-    alone(page, "chat", TALK | {"phase": "answering"})
+    alone(page, str(ChatView._esm), TALK | {"phase": "answering"})
     for end in (10, 30, len(bad)):
         page.evaluate("(text) => window.model.set('answer', text)", bad[:end])
         expect(page.locator(".open .text")).to_have_text(bad[:end])
@@ -251,7 +250,7 @@ def test_a_map_of_61_layers_and_8_ranks_is_walked_through(page: Page) -> None:
         for rank in range(8) for name in names
     )  # fmt: skip
     drawn = scene(ShardMap(rows, "large", 8, 4000))
-    alone(page, "shards", {"scene": attrs.asdict(drawn), "title": "large"})
+    alone(page, str(ShardView._esm), {"scene": attrs.asdict(drawn), "title": "large"})
     cells = page.get_by_role("gridcell")
     expect(cells).to_have_count(8 * (61 + 2))
     here = page.locator("[role=gridcell]:focus")

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -25,9 +24,9 @@ from macluster.widgets.chat import (
     figures_text,
     read_settings,
 )
+from macluster.widgets.picture import script
 from macluster.widgets.shards import GRID, LEFT, ShardView, scene, static_svg
 
-WIDGETS = Path(__file__).parents[2] / "widgets"
 MODULES = ("self_attn.q_proj", "mlp.up_proj", "input_layernorm")
 EXPERTS = ("self_attn.q_proj", "mlp.switch_mlp.up_proj", "mlp.shared_experts.up_proj", "mlp.gate")
 
@@ -239,9 +238,9 @@ def test_the_saved_notebook_has_a_picture_and_a_table() -> None:
 # -- what the page may do --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["shards", "chat"])
-def test_a_page_makes_no_html_of_text_and_fetches_nothing(name: str) -> None:
-    code = (WIDGETS / f"{name}.js").read_text()
+@pytest.mark.parametrize("names", [("dom.js", "shards.js"), ("chat.js",)], ids=["shards", "chat"])
+def test_a_page_makes_no_html_of_text_and_fetches_nothing(names: tuple[str, ...]) -> None:
+    code = script(*names)
     forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function"
     assert re.findall(forbidden, code) == []
     # The name space of SVG is no address that is asked.
