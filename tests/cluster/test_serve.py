@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.cluster.clients import (
     status,
     streamed,
 )
+from tests.cluster.faults import until
 from tests.cluster.models import start
 from tests.cluster.processes import PATIENCE
 
@@ -221,6 +223,14 @@ def test_health_is_the_age_of_the_last_round(serving: macluster.Serving) -> None
     assert found.status_code == 200
     assert found.json()["status"] == "ok"
     assert 0 <= found.json()["age"] < PATIENCE
+    # It only grows, but for a new round.
+    ages = [found.json()["age"]]
+
+    def younger() -> bool:
+        ages.append(httpx.get(health).json()["age"])
+        return ages[-1] < ages[-2]
+
+    until(younger, "a round has begun since", time.sleep)
 
 
 # -- clients that go, and ranks that fail ----------------------------------------------------------

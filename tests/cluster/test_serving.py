@@ -26,7 +26,6 @@ from tests.cluster.clients import (
     PARIS,
     TOY,
     client_of,
-    counted,
     in_step,
     said,
     served,
@@ -242,11 +241,16 @@ def test_serving_and_cells_exclude_each_other(two: macluster.World) -> None:
 def test_answers_under_way_are_finished_before_the_end(two: macluster.World) -> None:
     with served(two) as serving, concurrent.futures.ThreadPoolExecutor(2) as pool:
         client = client_of(serving)
+        # Far longer than it takes to say stop.
+        whole = said(client, "Hello", max_tokens=400, **LONG)
         begun = status(serving)["tokens"]
-        finished = pool.submit(said, client, "Count from 1 to 15.")
+        finished = pool.submit(said, client, "Hello", max_tokens=400, **LONG)
         until(lambda: status(serving)["tokens"] > begun, "an answer under way", time.sleep)
         stopping = pool.submit(serving.stop, PATIENCE)
-        assert finished.result(PATIENCE) == counted(15)
+        until(lambda: status(serving)["health"] == "stopping", "it is to end", time.sleep)
+        with pytest.raises(openai.InternalServerError, match="is stopping"):
+            said(client)
+        assert finished.result(PATIENCE) == whole
         stopping.result(PATIENCE)
         in_step(two)
         serving.start()
