@@ -61,7 +61,8 @@ class Watch:
             places = _places(stuck, where)
             text = f"{_listing(places)} ({seconds:.0f} s); {describe_ranks(ended)} ended the cell"
             return Finding(text, places=places)
-        if running and all(still.get(rank, 0.0) >= LONG for rank in running):
+        # A rank that has not answered this time may be on its way.
+        if running and all(rank in where and still[rank] >= LONG for rank in running):
             places = _places(running, where)
             seconds = min(still[rank] for rank in running)
             return Finding(f"{_listing(places)}, without a move for {seconds:.0f} s", places=places)

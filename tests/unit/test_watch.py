@@ -146,6 +146,15 @@ def test_a_rank_without_an_answer_is_not_guessed_at(clock: Clock) -> None:
     assert look_twice(clock, [0, 1], [0, 1], {}) == Finding()
 
 
+def test_a_rank_that_answers_no_more_is_not_guessed_at(clock: Clock) -> None:
+    both = {0: at(LOOP, 1), 1: at(LOOP, 1)}
+    watch = Watch([0, 1])
+    assert watch.look([0, 1], both) == Finding()
+    clock.now += 60.0
+    assert watch.look([0, 1], {0: both[0]}) == Finding()
+    assert "without a move for 60 s" in watch.look([0, 1], both).text
+
+
 def test_places_that_differ_are_told_apart(clock: Clock) -> None:
     other = "line 7: `mx.eval(y)`"
     where = {0: at(SUM, 1), 1: at(None, 0, unread=4), 2: at(other, 1), 3: at(None, 1)}
