@@ -22,6 +22,7 @@ from collections.abc import Iterable
 
 import attrs
 
+from ..measure.cost import steps
 from ..models.dry import DryRun
 from ..models.shards import ShardRow
 from .hosts import Hosts, PlannedHost
@@ -29,7 +30,6 @@ from .macs import Link
 from .measured import Case, Measured, RankSpeed
 
 CHUNK = 2048  # tokens that mlx-lm reads at once (prefill_step_size)
-SMALL = 32 * 1024  # bytes; a mesh of more than two ranks shares larger sums out (mlx 0.32.4)
 # Without MLX_METAL_FAST_SYNCH=1 a crossing between CPU and GPU takes about 180 us, not 4: mlx#4438.
 SLOW_FENCE = 176e-6
 
@@ -273,10 +273,9 @@ def _wire(work: Work, tokens: int, constants: Constants) -> float:
 def collective(work: Work, op: str, count: int, link: Link | None, constants: Constants) -> float:
     """Seconds of one collective into which each rank puts `count` bytes.
 
-    Mesh: every rank sends to all others at once, each over a cable of its own; sums of more than
-    32 KiB between more than two ranks are shared out and gathered. Ring: n - 1 steps to gather,
-    and 2 (n - 1) steps of a part of 1/n to sum. Where `calibrate` measured sums of as many ranks,
-    every collective is taken to be one.
+    The steps are those of `measure.cost.steps`: a mesh over cables of its own for each pair, a ring
+    one way round. Where `calibrate` measured sums of as many ranks, every collective is taken to be
+    one.
     """
     size = len(work.run.ranks)
     measured = work.measured
@@ -285,22 +284,14 @@ def collective(work: Work, op: str, count: int, link: Link | None, constants: Co
         return latency.time(constants.case) + count / rate.speed(constants.case)
     if link is None:
         return 0.0
-    if op == "send":
-        steps, sent = 1, float(count)
-    elif link.shape == "ring":
-        steps = size - 1 if op == "all_gather" else 2 * (size - 1)
-        sent = steps * (count if op == "all_gather" else count / size)
-    elif size > 2 and count > SMALL and op != "all_gather":
-        steps, sent = 2, 2 * count / size
-    else:
-        steps, sent = 1, float(count)
+    found = steps(op, count, size, link.shape)
     bandwidth = work.calibration.link_bandwidth or link.bandwidth
     if work.calibration.collective_latency is not None:
-        return work.calibration.collective_latency + sent / bandwidth
+        return work.calibration.collective_latency + found.sent / bandwidth
     best, worst = link.spread
     factor = {"best": best, "usual": 1.0, "worst": worst}[constants.case]
     fence = 0.0 if work.hosts.fast_synch else SLOW_FENCE
-    return factor * (link.latency + (steps - 1) * link.hop) + fence + sent / bandwidth
+    return factor * (link.latency + (found.count - 1) * link.hop) + fence + found.sent / bandwidth
 
 
 # -- a prompt --------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Measuring the wires: latency, bandwidth and collectives of running ranks, and what follows."""

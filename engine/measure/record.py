@@ -1,0 +1,229 @@
+"""What was measured, as a record: to show, to save, to compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+
+from ..errors import UsageError
+from .fit import Fit
+from .samples import Rate, Timing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .tables import Metric
+
+FORMAT = "macluster measurement 1"
+OPS = ("all_sum", "all_gather", "sendrecv", "barrier")
+
+
+@attrs.frozen
+class Point:
+    """One size of a curve: `size` bytes took `time`."""
+
+    size: int
+    time: Timing
+
+
+@attrs.frozen
+class Pair:
+    """The way between two ranks, `a` < `b`.
+
+    `via` says what carried the bytes: "ring", "jaccl", "jaccl-ring" or "mpi" are MLX's own send and
+    recv, "tcp" is a plain socket between the two processes, without MLX.
+
+    `latency` is one way, in seconds: half of the time that a message of a few bytes takes there and
+    back. `forward` and `backward` are the bytes/s from a to b and from b to a, while no other pair
+    sends; `crowded` those from a to b while as many disjoint pairs as possible send at once, None
+    where there is no other pair. `curve` holds the one-way time by size (half of there and back),
+    `fit` the line through it.
+    """
+
+    a: int
+    b: int
+    via: str
+    latency: Timing
+    forward: Rate
+    backward: Rate
+    crowded: Rate | None = None
+    curve: tuple[Point, ...] = ()
+    fit: Fit | None = None
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes/s in the slower direction."""
+        return min(self.forward.p50, self.backward.p50)
+
+
+@attrs.frozen
+class SweepPoint:
+    """One size of a collective, in the terms of nccl-tests.
+
+    `time` is that of the slowest rank, `algbw` = size / time and `busbw` = algbw x a factor of the
+    operation, both in bytes/s of the median time; both are 0 for a barrier. `wrong` counts the
+    results that were not what they should be.
+    """
+
+    size: int
+    time: Timing
+    algbw: float
+    busbw: float
+    wrong: int
+
+
+@attrs.frozen
+class Sweep:
+    """One collective over all ranks at many sizes. `op` is one of OPS."""
+
+    op: str
+    ranks: int
+    points: tuple[SweepPoint, ...]
+    fit: Fit | None = None
+
+
+@attrs.frozen
+class MeasuredRank:
+    """A rank that took part: its host's name, and what it is."""
+
+    host: str
+    device: str = ""  # "Apple M3 Ultra", "CPU"
+
+
+@attrs.frozen(repr=False)
+class Measurement:
+    """What `measure` found, the same on every rank.
+
+    `taken` is the time of day in ISO 8601 with its zone, `seconds` how long it took, `backend` the
+    backend of the world. `simulated` describes the hosts when nothing was measured at all, but
+    computed by the simulator. `notes` say what could not be measured, and why.
+    """
+
+    backend: str
+    ranks: tuple[MeasuredRank, ...]
+    pairs: tuple[Pair, ...] = ()
+    sweeps: tuple[Sweep, ...] = ()
+    taken: str = ""
+    seconds: float = 0.0
+    simulated: str = ""
+    versions: dict[str, str] = attrs.field(factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The number of ranks."""
+        return len(self.ranks)
+
+    def pair(self, a: int, b: int) -> Pair | None:
+        """What was measured between two ranks, in any order; MLX's own before a plain socket."""
+        found = [each for each in self.pairs if {each.a, each.b} == {a, b}]
+        return min(found, key=lambda each: each.via == "tcp", default=None)
+
+    def sweep(self, op: str) -> Sweep | None:
+        """The sweep of one collective."""
+        return next((each for each in self.sweeps if each.op == op), None)
+
+    # -- looking at it -----------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        # Late: a rank that measures has no use for tables.
+        from .tables import as_text
+
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        from .tables import as_html
+
+        return as_html(self)
+
+    def plot(
+        self,
+        what: Literal["pairs", "curves", "all"] = "all",
+        ax: Axes | Sequence[Axes] | None = None,
+        metric: Metric = "bandwidth",
+    ) -> Figure:
+        """A matplotlib figure for a paper; `macluster.engine.measure.plot.plot` says more."""
+        from .plot import plot
+
+        return plot(self, what, ax, metric)
+
+    # -- keeping it --------------------------------------------------------------------------------
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON types; `from_json` reads it."""
+        return {"format": FORMAT, **attrs.asdict(self)}
+
+    @classmethod
+    def from_json(cls, facts: Any) -> Measurement:
+        """Raises UsageError for anything that `as_json` did not write."""
+        try:
+            if facts["format"] != FORMAT:
+                raise ValueError(f"its format is {facts['format']!r}, not {FORMAT!r}")
+            rest = {key: value for key, value in facts.items() if key != "format"}
+            return cls(
+                **{
+                    **rest,
+                    "ranks": tuple(MeasuredRank(**each) for each in rest["ranks"]),
+                    "pairs": tuple(read_pair(each) for each in rest["pairs"]),
+                    "sweeps": tuple(_read_sweep(each) for each in rest["sweeps"]),
+                    "notes": tuple(rest["notes"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(
+                "This is no measurement of macluster.",
+                why=f"{type(error).__name__}: {error}",
+                do="measure again: `%measure --save FILE`, or macluster.measure().save(path)",
+            ) from None
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        Path(path).expanduser().write_text(json.dumps(self.as_json(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Measurement:
+        """What `save` wrote. Raises UsageError when the file cannot be read, or is another one."""
+        try:
+            facts = json.loads(Path(path).expanduser().read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"There is no measurement in {path}.",
+                why=str(error),
+                do="write one: %measure --save FILE",
+            ) from None
+        return cls.from_json(facts)
+
+
+def read_pair(facts: Mapping[str, Any]) -> Pair:
+    """A Pair that came as JSON."""
+    crowded = facts["crowded"]
+    return Pair(
+        **{
+            **facts,
+            "latency": Timing(**facts["latency"]),
+            "forward": Rate(**facts["forward"]),
+            "backward": Rate(**facts["backward"]),
+            "crowded": None if crowded is None else Rate(**crowded),
+            "curve": tuple(Point(each["size"], Timing(**each["time"])) for each in facts["curve"]),
+            "fit": _read_fit(facts["fit"]),
+        }
+    )
+
+
+def _read_sweep(facts: Mapping[str, Any]) -> Sweep:
+    points = tuple(
+        SweepPoint(**{**each, "time": Timing(**each["time"])}) for each in facts["points"]
+    )
+    return Sweep(facts["op"], facts["ranks"], points, _read_fit(facts["fit"]))
+
+
+def _read_fit(facts: Mapping[str, Any] | None) -> Fit | None:
+    if facts is None:
+        return None
+    ranges = {name: tuple(facts[name]) for name in ("latency_range", "bandwidth_range")}
+    return Fit(**{**facts, **ranges})
