@@ -79,6 +79,7 @@ async def form(world: Ranks, plan: Plan) -> list[dict[str, Any]]:
     ports = [int(address.rpartition(":")[2]) for each in addresses for address in each]
     orders = {
         "backend": backend.init_name,
+        "backend_name": backend.name,
         "size": size,
         "nonce": secrets.randbits(30),
         "epoch": plan.epoch,
@@ -88,10 +89,11 @@ async def form(world: Ranks, plan: Plan) -> list[dict[str, Any]]:
     }
 
     def each(rank: int) -> dict[str, Any]:
+        about = {"rank": rank, "ips": list(hostfile.hosts[rank].ips)}
         if size == 1:
-            return {"rank": rank, "env": {"MLX_RANK": "0"}, "files": {}}
+            return {**about, "env": {"MLX_RANK": "0"}, "files": {}}
         seen = backend.world_environment(hostfile, rank, addresses)
-        return {"rank": rank, "env": dict(seen.env), "files": dict(seen.files)}
+        return {**about, "env": dict(seen.env), "files": dict(seen.files)}
 
     # MLX's last rank dials first and then sleeps for a second when nobody listens yet.
     first, last = world.ranks[:-1], world.ranks[-1:]

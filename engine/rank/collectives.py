@@ -91,6 +91,8 @@ class Collectives:
         self._group: Any = None
         self._stream: Any = None
         self._backend = ""
+        self.backend_name = ""  # as in a hostfile: two of them may be one of MLX's
+        self.ips: tuple[str, ...] = ()  # where the other ranks reach this one
         self._thread = 0
         self._traces = 0  # functions that `mx.compile` is tracing
         self._original: dict[str, Callable[..., Any]] = {}

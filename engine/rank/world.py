@@ -120,6 +120,7 @@ def form(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview])
     if collectives.epoch == 0:
         _seed_namespace(kernel.shell, rank, size)
     collectives.join(group, content["epoch"], content["backend"])
+    collectives.backend_name, collectives.ips = content["backend_name"], tuple(content["ips"])
     collectives.always_checked = content["checked"]
     seed(kernel, {"seed": content["epoch"] - 1}, ())
     return {"rank": rank, "size": size, "sum": total.tolist()}, ()
