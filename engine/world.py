@@ -18,9 +18,12 @@ from .recovery import Recovery
 
 if TYPE_CHECKING:
     from .cluster import Cluster
+    from .measure.record import Measurement
     from .serve.serving import Serving
+    from .topology.topology import Topology
 
 ASK_TIMEOUT = 5.0  # seconds
+PROBE_PATIENCE = 4.0  # seconds that a host gets to look at its cables
 WHERE_TIMEOUT = 0.5  # seconds, for all ranks together: a rescue must not wait for the stuck ones
 
 
@@ -264,6 +267,27 @@ class World:
         """
         answers = self.ask_all("stacks", timeout=timeout)
         return {rank: answers.get(rank) for rank in self.ranks}
+
+    def topology(self, measured: Measurement | None = None) -> Topology:
+        """The ranks, what they run on, and the links between them; also while a cell runs.
+
+        `measured` adds what `measure` found of this world. A rank that has died, or does not
+        answer, is part of it with what the hostfile says. Raises UsageError when `measured` is of
+        another number of ranks, and WorldBroken when no rank can be reached any more.
+        """
+        from .topology.build import build
+        from .topology.facts import Facts
+        from .topology.reading import structured
+
+        if self.client.lost is not None:
+            raise self.client.lost
+        answers = self.ask_all(
+            "topology", {"patience": PROBE_PATIENCE}, timeout=PROBE_PATIENCE + WHERE_TIMEOUT
+        )
+        states = {rank: "busy" if each["busy"] else "ok" for rank, each in answers.items()}
+        states |= {rank: "dead" for rank in self.dead if rank not in answers}
+        facts = {rank: structured(Facts, each["facts"]) for rank, each in answers.items()}
+        return build(self.cluster.hosts, self.backend, facts, measured, states)
 
     def obituary(self, rank: int) -> str:
         """How the process of a rank ended, in words; "" when that is not known here."""

@@ -27,7 +27,7 @@ from typing import Any
 from ..client import PREFIX, Message
 from ..errors import MaclusterError, WorldBroken
 from ..wire import Wire
-from . import cells, data, introspect, models, serving, variables, world
+from . import cells, data, introspect, models, serving, topology, variables, world
 from .collectives import collectives
 from .streams import RankStream
 from .work import MainThread
@@ -61,6 +61,7 @@ QUESTIONS: dict[str, Handler] = {
     "serving.close": serving.close,
     "serving.key": serving.key,
     "serving.stop": serving.stop,
+    "topology": topology.topology,
 }
 
 

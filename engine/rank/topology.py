@@ -1,0 +1,30 @@
+"""Say what this rank runs on and what it is linked to, also while a cell runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from ..topology.facts import Prober
+
+# One for the process: what does not change is asked once.
+_prober = Prober()
+
+
+async def topology(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
+    """{"facts": a `Facts` as JSON, "pid", "busy"}.
+
+    Looks anew at what is plugged in, for at most `content["patience"]` seconds: after that it says
+    what it knows. The control thread goes on with other questions meanwhile.
+    """
+    looking = asyncio.wrap_future(_prober.begin())
+    await asyncio.wait([looking], timeout=content["patience"])
+    core = sys.modules.get("mlx.core")
+    facts = attrs.evolve(_prober.facts(), held=core.get_active_memory() if core else None)
+    busy = kernel.macluster.work is not None
+    return {"facts": attrs.asdict(facts), "pid": os.getpid(), "busy": busy}, ()

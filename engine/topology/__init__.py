@@ -1,0 +1,1 @@
+"""Who is linked to whom, by what, and how fast that is."""

@@ -1,0 +1,364 @@
+"""The order of the ranks in which a ring is fastest."""
+
+from __future__ import annotations
+
+import functools
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from .topology import Topology
+
+Matrix = npt.NDArray[np.float64]
+
+EXACT = 16  # ranks, at most; every further one doubles the time
+COMPILED = 15  # ranks from which compiling, 1 to 2 s, costs less than it saves
+RESTARTS = 20  # of a search for a ring that need not exist
+SAME = 1e-9  # relative difference below which two orders are as good
+
+
+@attrs.frozen
+class RingOrder:
+    """An order of the ranks for a ring: each sends to the next, and the last to the first.
+
+    `order` is None when there is no ring, and begins with rank 0 otherwise. `slowest` are the
+    bytes/s of its slowest link, `link` the ranks at its ends. With `exact` no order is better, or
+    there is none at all; otherwise it is what a search found. `basis` says what the speeds are, and
+    `why` how the order was found, or why there is none.
+    """
+
+    order: tuple[int, ...] | None
+    slowest: float | None = None
+    link: tuple[int, int] | None = None
+    exact: bool = True
+    basis: str = "as given"
+    why: str = ""
+
+    def __bool__(self) -> bool:
+        return self.order is not None
+
+    @property
+    def is_rank_order(self) -> bool:
+        """Whether it is 0, 1, 2 and so on: nothing has to be changed."""
+        return self.order is not None and self.order == tuple(range(len(self.order)))
+
+
+def best_ring(speeds: Matrix | Sequence[Sequence[float]] | Topology) -> RingOrder:
+    """The ring whose slowest link is as fast as possible.
+
+    A ring moves at the pace of its slowest link. Among rings with an equal slowest link the one
+    with the smallest sum of 1 / bandwidth is taken, which is the time that a byte takes once
+    around; the sum of the bandwidths would prefer one very fast link over several good ones. Where
+    both are equal, the ranks stay in their order.
+
+    Up to 16 ranks this is exact: the dynamic programme of Held and Karp (1962) over all subsets.
+    For more it is a heuristic: a ring of links above a threshold, which is raised as long as one is
+    found (by rotations: Posa 1976), then improved by exchanging two links (2-opt: Croes 1958).
+
+    Args:
+        speeds: bytes/s from rank a (row) to rank b (column), 0 or NaN where there is no link, or a
+            topology. Of the two directions the slower one counts.
+
+    Raises:
+        ValueError: when the matrix is not square.
+    """
+    if isinstance(speeds, Topology):
+        found, basis = bandwidths(speeds)
+        ring = best_ring(found)
+        known = ring.slowest if basis != NO_SPEEDS else None
+        return attrs.evolve(ring, slowest=known, basis=basis)
+    rates = np.nan_to_num(np.asarray(speeds, float), nan=0.0, posinf=0.0, neginf=0.0)
+    if rates.ndim != 2 or rates.shape[0] != rates.shape[1]:
+        raise ValueError(f"a matrix of bandwidths is square, not {rates.shape}")
+    rates = np.minimum(rates, rates.T)
+    np.fill_diagonal(rates, 0.0)
+    size = len(rates)
+    if size <= 1:
+        return RingOrder(tuple(range(size)), why="one rank is a ring by itself")
+    if why := impossible(rates > 0):
+        return RingOrder(None, why=why)
+    # Seconds for a byte: where there is no link, it never arrives.
+    with np.errstate(divide="ignore"):
+        cost = 1.0 / rates
+    order, why = _exact(cost) if size <= EXACT else _searched(cost)
+    if order is None:
+        return RingOrder(None, exact=size <= EXACT, why=why)
+    order = _tidy(order, cost)
+    slowest = max(steps(order), key=lambda step: float(cost[step]))
+    low, high = sorted(slowest)
+    return RingOrder(order, float(rates[slowest]), (low, high), size <= EXACT, why=why)
+
+
+# -- speeds of a topology --------------------------------------------------------------------------
+
+NO_SPEEDS = "links alone: no speed is known"
+
+
+def bandwidths(topology: Topology) -> tuple[Matrix, str]:
+    """Bytes/s from rank to rank, 0 where there is no link, and in words what they are.
+
+    Measured bandwidths where all links have one (loopback aside), else negotiated rates where all
+    have one, else measured ones and, for the other links, the negotiated rate times the median part
+    of it that was reached elsewhere. A link of which nothing is known counts as the slowest one;
+    loopback as the fastest.
+    """
+    links = topology.links
+    wires = [link for link in links if link.kind != "loopback"] or list(links)
+    if wires and all(link.measured is not None for link in wires):
+        basis, part = "measured bandwidths", 0.0
+    elif wires and all(link.negotiated for link in wires):
+        basis, part = "negotiated rates", 1.0
+    elif any(link.measured is not None or link.negotiated for link in wires):
+        basis = "measured bandwidths, and negotiated rates where nothing was measured"
+        reached = [link.part_of_rate for link in wires if link.part_of_rate is not None]
+        part = statistics.median(reached) if reached else 1.0
+    else:
+        basis, part = NO_SPEEDS, 0.0
+    rates = np.zeros((topology.size, topology.size))
+    known: dict[tuple[int, int], tuple[float, float]] = {}
+    for link in links:
+        if link.measured is not None and basis != "negotiated rates":
+            known[link.a, link.b] = (link.measured.forward.p50, link.measured.backward.p50)
+        elif link.negotiated and part:
+            known[link.a, link.b] = (part * link.negotiated / 8, part * link.negotiated / 8)
+    all_known = [rate for both in known.values() for rate in both] or [1.0]
+    for link in links:
+        unknown = max(all_known) if link.kind == "loopback" else min(all_known)
+        there, back = known.get((link.a, link.b), (unknown, unknown))
+        rates[link.a, link.b], rates[link.b, link.a] = there, back
+    return rates, basis
+
+
+# -- whether there can be one ----------------------------------------------------------------------
+
+
+def impossible(links: npt.NDArray[np.bool_]) -> str:
+    """Why no ring can lead over these links, or "": then there may be one, or not."""
+    size = len(links)
+    if size <= 1:
+        return ""
+    reached = reach(links, 0)
+    if len(reached) < size:
+        cut = next(rank for rank in range(size) if rank not in reached)
+        return f"there is no way from rank 0 to rank {cut}"
+    degrees = links.sum(axis=1)
+    if size > 2 and degrees.min() < 2:
+        return f"rank {int(degrees.argmin())} has one link, and a ring needs two"
+    for rank in range(size):
+        rest = [other for other in range(size) if other != rank]
+        if size > 2 and len(reach(links[np.ix_(rest, rest)], 0)) < size - 1:
+            return f"every way between some ranks leads through rank {rank}"
+    return ""
+
+
+def reach(links: npt.NDArray[np.bool_], start: int) -> set[int]:
+    """The ranks that can be reached from one, with itself."""
+    reached, edge = {start}, [start]
+    while edge:
+        for other in np.flatnonzero(links[edge.pop()]):
+            if int(other) not in reached:
+                reached.add(int(other))
+                edge.append(int(other))
+    return reached
+
+
+def has_ring(links: npt.NDArray[np.bool_]) -> bool:
+    """Whether a ring over all ranks is found; up to 16 ranks, whether there is one."""
+    size = len(links)
+    if size <= 1 or all(links[step] for step in steps(tuple(range(size)))):
+        return True
+    if impossible(links):
+        return False
+    if size > EXACT:
+        return _rotated(links) is not None
+    # For each set of ranks that a path from rank 0 visits, as bits: where it can end.
+    near = [sum(1 << int(other) for other in np.flatnonzero(row)) for row in links]
+    ends = [0] * (1 << size)
+    ends[1] = 1
+    for visited in range(1, 1 << size, 2):
+        for rank in range(1, size):
+            if visited >> rank & 1 and ends[visited ^ (1 << rank)] & near[rank]:
+                ends[visited] |= 1 << rank
+    return bool(ends[-1] & near[0])
+
+
+# -- exact -----------------------------------------------------------------------------------------
+
+
+def _exact(cost: Matrix) -> tuple[tuple[int, ...] | None, str]:
+    order = cheapest_ring(cost, True)
+    if order is None:
+        return None, "no order of the ranks makes a ring"
+    limit = max(float(cost[step]) for step in steps(order))
+    order = cheapest_ring(np.where(cost <= limit, cost, np.inf), False)
+    return order, "the best of all orders"
+
+
+def cheapest_ring(cost: Matrix, worst: bool = False) -> tuple[int, ...] | None:
+    """The cheapest way from rank 0 through all others and back, None if there is none.
+
+    The cost of a way is the sum of its steps, or that of its `worst` step. Infinite steps are not
+    taken. Held and Karp (1962).
+    """
+    others = len(cost) - 1
+    everyone = (1 << others) - 1
+    # Over sets of visited ranks (but 0) and the last of them; and the one before that.
+    best = np.full((everyone + 1, others), np.inf)
+    before = np.zeros((everyone + 1, others), np.int64)
+    for rank in range(others):
+        best[1 << rank, rank] = cost[0, rank + 1]
+    fill = _compiled() if len(cost) >= COMPILED else _fill
+    fill(cost, worst, best, before)
+    back = cost[1:, 0]
+    total = np.maximum(best[everyone], back) if worst else best[everyone] + back
+    end, visited = int(total.argmin()), everyone
+    if not np.isfinite(total[end]):
+        return None
+    order = []
+    while visited:
+        order.append(end + 1)
+        end, visited = int(before[visited, end]), visited ^ 1 << end
+    return (0, *order[::-1])
+
+
+@functools.cache
+def _compiled() -> Callable[[Matrix, bool, Matrix, npt.NDArray[np.int64]], None]:
+    from numba import njit
+
+    return cast("Callable[[Matrix, bool, Matrix, npt.NDArray[np.int64]], None]", njit(_fill))
+
+
+def _fill(cost: Matrix, worst: bool, best: Matrix, before: npt.NDArray[np.int64]) -> None:
+    # Nothing but loops and numbers: what numpy does elsewhere takes long to compile.
+    others = best.shape[1]
+    for visited in range(1, best.shape[0]):
+        for last in range(others):
+            here = best[visited, last]
+            if here == np.inf:
+                continue
+            for rank in range(others):
+                if visited >> rank & 1:
+                    continue
+                step = cost[last + 1, rank + 1]
+                total = (here if here > step else step) if worst else here + step
+                then = visited | 1 << rank
+                if total < best[then, rank]:
+                    best[then, rank] = total
+                    before[then, rank] = last
+
+
+# -- by search -------------------------------------------------------------------------------------
+
+
+def _searched(cost: Matrix) -> tuple[tuple[int, ...] | None, str]:
+    order = _rotated(np.isfinite(cost))
+    if order is None:
+        return None, (
+            f"a search with {RESTARTS} starts found no ring; above {EXACT} ranks not all orders "
+            "are tried, so there may be one"
+        )
+    limits = np.unique(cost[np.isfinite(cost)])
+    low, high = 0, int(np.searchsorted(limits, max(cost[step] for step in steps(order))))
+    while low < high:
+        middle = (low + high) // 2
+        links = cost <= limits[middle]
+        found = None if impossible(links) else _rotated(links)
+        if found is None:
+            low = middle + 1
+        else:
+            order = found
+            high = int(np.searchsorted(limits, max(cost[step] for step in steps(order))))
+    order = _two_opt(order, np.where(cost <= limits[high], cost, np.inf))
+    return order, f"found by a search: above {EXACT} ranks not all orders are tried"
+
+
+def _rotated(links: npt.NDArray[np.bool_]) -> tuple[int, ...] | None:
+    """A ring over these links, or None when none is found.
+
+    A path grows at its end; where it cannot, a part of it is turned round, which gives it another.
+    """
+    size = len(links)
+    near = [[int(other) for other in np.flatnonzero(row)] for row in links]
+    for start in range(RESTARTS):
+        # The same every time; what is random here keeps a turn from being undone at once.
+        chance = random.Random(start)
+        path = [start % size]
+        on_path = set(path)
+        for _ in range(20 * size):
+            end = path[-1]
+            if len(path) == size and path[0] in near[end]:
+                return tuple(path)
+            fresh = [other for other in near[end] if other not in on_path]
+            if fresh:
+                # Those with few ways left first: they are hard to reach later.
+                following = min(
+                    fresh,
+                    key=lambda other: (
+                        sum(each not in on_path for each in near[other]),
+                        chance.random(),
+                    ),
+                )
+                path.append(following)
+                on_path.add(following)
+                continue
+            turns = [other for other in near[end] if other != path[-2]] if len(path) > 1 else []
+            if not turns:
+                path.reverse()
+                continue
+            at = path.index(chance.choice(turns)) + 1
+            path[at:] = path[at:][::-1]
+            if chance.random() < 0.1:
+                path.reverse()  # and grow at the other end
+    return None
+
+
+def _two_opt(order: tuple[int, ...], cost: Matrix) -> tuple[int, ...]:
+    """Exchange two links for two better ones as long as there are any."""
+    path = list(order)
+    size = len(path)
+    better = True
+    while better:
+        better = False
+        for i in range(size - 1):
+            for j in range(i + 2, size - (i == 0)):
+                a, b, c, d = path[i], path[i + 1], path[j], path[(j + 1) % size]
+                now, then = cost[a, b] + cost[c, d], cost[a, c] + cost[b, d]
+                if then < now * (1 - SAME):
+                    path[i + 1 : j + 1] = path[i + 1 : j + 1][::-1]
+                    better = True
+    return tuple(path)
+
+
+# -- orders ----------------------------------------------------------------------------------------
+
+
+def steps(order: Sequence[int]) -> list[tuple[int, int]]:
+    """The links of a ring; two ranks have one."""
+    count = len(order) if len(order) > 2 else len(order) - 1
+    return [(order[at], order[(at + 1) % len(order)]) for at in range(count)]
+
+
+def _ints(order: Any) -> tuple[int, ...]:
+    return tuple(int(rank) for rank in order)
+
+
+def _tidy(order: tuple[int, ...], cost: Matrix) -> tuple[int, ...]:
+    """The same ring from rank 0 on, towards the lower neighbour; rank order if that is as good."""
+    plain = tuple(range(len(order)))
+
+    def merit(ranks: tuple[int, ...]) -> tuple[float, float]:
+        costs = [float(cost[step]) for step in steps(ranks)]
+        return max(costs), sum(costs)
+
+    if all(
+        ours <= theirs * (1 + SAME) for ours, theirs in zip(merit(plain), merit(order), strict=True)
+    ):
+        return plain
+    at = order.index(0)
+    turned = order[at:] + order[:at]
+    return turned if turned[1] < turned[-1] else (0, *turned[:0:-1])
