@@ -1,0 +1,398 @@
+"""A measurement, as a person sees it: on a page alone, and in JupyterLab."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.resources import files
+from typing import Any
+
+import attrs
+import nbformat
+import pytest
+from nbconvert import HTMLExporter
+from playwright.sync_api import Locator, Page, expect
+
+from macluster.engine.measure.record import Measurement
+from macluster.engine.units import number_text, rate_text, size_label, time_text
+from macluster.widgets.measure import MeasureView, page_data
+from tests.ui.lab import LabPage
+from tests.ui.test_widgets import ALONE, MINUTE, picture, run, saved, tall_lab
+from tests.unit.test_measure_tables import measured, ring, slow
+from tests.unit.test_measure_widget import PREDICTED, topology
+
+__all__ = ["tall_lab"]  # a fixture
+
+CODE = str(MeasureView._esm)
+# What JupyterLab's dark theme says.
+DARK = (
+    "--jp-ui-font-color1: rgba(255,255,255,.87); --jp-ui-font-color2: rgba(255,255,255,.7);"
+    "--jp-border-color1: #616161; --jp-border-color2: #424242; --jp-layout-color0: #111;"
+    "--jp-layout-color2: #2a2a2a; background: #111"
+)
+
+
+def alone(page: Page, data: dict[str, Any], theme: str = "light") -> None:
+    """The view in a page without Jupyter."""
+    style = DARK if theme == "dark" else ""
+    light = str(theme == "light").lower()
+    page.set_content(
+        '<html lang="en"><title>measurement</title>'
+        f'<body data-jp-theme-light="{light}" style="{style}"></body></html>'
+    )
+    page.evaluate(ALONE, [CODE, json.loads(json.dumps({"data": data}))])
+
+
+def faults(page: Page) -> list[str]:
+    """What axe-core finds wrong with the view."""
+    if not page.evaluate("() => window.axe !== undefined"):
+        code = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+        page.evaluate(code)
+    found = page.evaluate("() => window.axe.run('.macluster-measure')")
+    assert len(found["passes"]) > 5  # it did look
+    return [f"{each['id']}: {each['nodes'][0]['html']}" for each in found["violations"]]
+
+
+def here(page: Page) -> Locator:
+    return page.locator("[role=gridcell]:focus")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("ranks", [2, 4, 8, 16, 64])
+def test_every_size_is_clean_in_both_themes(page: Page, ranks: int, theme: str) -> None:
+    m = slow(ranks) if ranks >= 8 else measured(ranks)
+    data = page_data(attrs.evolve(m, simulated="some Macs"), topology(ranks), PREDICTED, 1 << 19)
+    alone(page, data, theme)
+    assert faults(page) == []
+    page.get_by_role("tab", name="Curves").click()
+    assert faults(page) == []
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8, 16, 24, 64])
+def test_the_matrix_is_walked_through_with_the_keyboard(page: Page, ranks: int) -> None:
+    data = page_data(measured(ranks))
+    alone(page, data)
+    texts = next(each for each in data["metrics"] if each["key"] == "bandwidth")["texts"]
+    page.get_by_role("radio", name="bandwidth").focus()
+    page.keyboard.press("Tab")
+    last = ranks - 1
+    for key, row, column in (
+        (None, 0, 0),
+        ("ArrowUp", 0, 0),
+        ("ArrowRight", 0, 1),
+        ("ArrowDown", 1, 1),
+        ("End", 1, last),
+        ("Control+End", last, last),
+        ("Home", last, 0),
+        ("ArrowDown", last, 0),
+        ("Control+Home", 0, 0),
+    ):
+        if key:
+            page.keyboard.press(key)
+        value = texts[row * ranks + column]
+        what = f"bandwidth {value} GB/s" if value else "the same rank"
+        expect(here(page)).to_have_attribute("aria-label", f"rank {row} to rank {column}: {what}")
+        expect(page.locator(".detail")).to_contain_text(f"rank {row} to rank {column}: {what}")
+        expect(page.locator("[role=gridcell][tabindex='0']")).to_have_count(1)
+    # Small cells have the number and its unit, larger worlds the number, then only the shade.
+    inside = page.get_by_role("gridcell").nth(1).locator("text")
+    assert inside.all_text_contents() == (
+        [texts[1], "GB/s"] if ranks <= 8 else [texts[1]] if ranks <= 16 else []
+    )
+    assert page.locator("canvas").count() == (1 if ranks > 32 else 0)
+
+
+def test_a_cell_under_the_pointer_is_told_on_a_canvas_too(page: Page) -> None:
+    alone(page, page_data(slow(64)))
+    page.locator(".macluster-measure").scroll_into_view_if_needed()
+    canvas = page.locator("canvas")
+    box = canvas.bounding_box()
+    assert box is not None
+    step = box["width"] / 64
+    canvas.hover(position={"x": 5.5 * step, "y": 2.5 * step})
+    expect(page.locator(".detail")).to_contain_text("rank 2 to rank 5: bandwidth 0.915 GB/s")
+    canvas.click(position={"x": 7.5 * step, "y": 3.5 * step})
+    expect(here(page)).to_have_attribute("aria-label", re.compile("^rank 3 to rank 7"))
+    # The painted cell is where the cell for the keyboard is.
+    found = here(page).bounding_box()
+    assert found is not None
+    assert abs(found["x"] - box["x"] - 7 * step) < 1.5
+    assert abs(found["y"] - box["y"] - 3 * step) < 1.5
+    # The shades follow the theme.
+    shot = "() => document.querySelector('canvas').toDataURL()"
+    before = page.evaluate(shot)
+    page.evaluate("() => { document.body.dataset.jpThemeLight = 'false'; }")
+    page.wait_for_function(f"(before) => ({shot})() !== before", arg=before)
+
+
+def test_another_metric_has_its_unit_and_its_legend(page: Page) -> None:
+    alone(page, page_data(slow(8), topology(8)))
+    cell = page.get_by_role("gridcell").nth(2 * 8 + 5)
+    expect(cell.locator("text")).to_have_text(["0.915", "GB/s", "!"])
+    page.get_by_role("radio", name="bandwidth").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("radio", name="crowded")).to_be_focused()
+    expect(page.get_by_role("radio", name="crowded")).to_be_checked()
+    expect(page.locator(".legend")).to_contain_text("measured from the lower rank to the higher")
+    page.get_by_role("radio", name="latency p99").click()
+    expect(cell.locator("text")).to_have_text(["59.5", "us", "!"])
+    expect(page.locator(".legend")).to_contain_text("lower is better")
+    page.get_by_role("radio", name="% of line rate").click()
+    expect(cell.locator("text")).to_have_text(["9.15", "%", "!"])
+    expect(page.locator(".legend")).to_contain_text("100 %")
+
+
+def test_what_stands_out_and_what_is_a_plain_socket_is_said(page: Page) -> None:
+    alone(page, page_data(slow(8)))
+    expect(page.locator("p.alarm").first).to_have_text(
+        "Stands out: rank 2 to rank 5: 915 MB/s, 12 % of the median of 7.79 GB/s."
+    )
+    cell = page.get_by_role("gridcell").nth(2 * 8 + 5)
+    expect(cell).to_have_attribute("aria-label", re.compile("GB/s, stands out$"))
+    alone(page, page_data(ring(6)))
+    legend = page.locator(".legend")
+    expect(legend).to_contain_text("tcp: a plain socket, without MLX")
+    expect(legend).to_contain_text("not neighbours on this ring")
+    cell = page.get_by_role("gridcell").nth(2)
+    expect(cell).to_have_attribute("aria-label", re.compile(r"plain socket \(tcp\)$"))
+    expect(cell.locator(".plain")).to_have_count(1)
+    page.get_by_role("gridcell").nth(3).hover()
+    expect(page.locator(".detail")).to_have_text("rank 0 to rank 3: not neighbours on this ring")
+    # Enter cannot show a curve that nobody measured.
+    cell.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".detail")).to_contain_text("No curve of this pair was measured.")
+
+
+def test_enter_shows_the_curve_of_the_pair(page: Page) -> None:
+    alone(page, page_data(measured(4)))
+    page.get_by_role("gridcell").nth(2 * 4 + 1).focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("tab", name="Curves")).to_be_focused()
+    expect(page.get_by_role("combobox", name="pair")).to_have_value("1-2")
+    expect(page.get_by_role("row", name="ranks 1 and 2").first).to_be_attached()
+    page.get_by_role("combobox", name="pair").select_option("none")
+    expect(page.locator("svg [role=row]")).to_have_count(4)
+
+
+def test_the_tabs_are_those_of_aria(page: Page) -> None:
+    alone(page, page_data(measured(4)))
+    pairs, curves = page.get_by_role("tab").all()
+    pairs.focus()
+    for key, chosen in (("ArrowRight", curves), ("ArrowRight", pairs), ("End", curves),
+                        ("Home", pairs), ("ArrowLeft", curves)):  # fmt: skip
+        page.keyboard.press(key)
+        expect(chosen).to_be_focused()
+        expect(chosen).to_have_attribute("aria-selected", "true")
+        panel = page.get_by_role("tabpanel")
+        expect(panel).to_have_count(1)
+        assert panel.get_attribute("aria-labelledby") == chosen.get_attribute("id")
+        assert chosen.get_attribute("aria-controls") == panel.get_attribute("id")
+    expect(pairs).to_have_attribute("tabindex", "-1")
+
+
+def test_curves_are_read_with_the_keyboard_and_the_pointer(page: Page) -> None:
+    m = slow(8)
+    alone(page, page_data(m, topology(8), PREDICTED, 1 << 19))
+    page.get_by_role("tab", name="Curves").click()
+    detail = page.locator(".detail")
+    points = m.sweeps[0].points
+    page.locator(".point").first.focus()
+
+    def said(index: int) -> str:
+        point = points[index]
+        return (
+            f"all_sum, {size_label(point.size)}: {time_text(point.time.p50)} "
+            f"(p5-p95 {time_text(point.time.p5)} - {time_text(point.time.p95)}), "
+            f"algbw {rate_text(point.algbw)}, busbw {rate_text(point.busbw)}, 64 times, "
+            + (f"{point.wrong} WRONG" if point.wrong else "0 wrong")
+        )
+
+    for key, index in (("ArrowLeft", 0), ("ArrowRight", 1), ("End", 13), ("Home", 0)):
+        page.keyboard.press(key)
+        expect(detail).to_have_text(said(index))
+    for _ in range(8):
+        page.keyboard.press("ArrowRight")
+    expect(detail).to_have_text(said(8))
+    expect(detail).to_have_class(re.compile("alarm"))
+    # The next curve, at the same size.
+    page.keyboard.press("ArrowDown")
+    expect(detail).to_contain_text("all_gather, 256 KiB: ")
+    expect(detail).not_to_have_class(re.compile("alarm"))
+    page.locator(".point").nth(3).locator(".ring").hover(force=True)
+    expect(detail).to_have_text(said(3))
+    expect(page.locator(".point.near")).to_have_count(1)
+    expect(page.locator("path.cross")).to_have_count(1)
+
+
+def test_the_curves_show_bandwidth_and_the_roof(page: Page) -> None:
+    alone(page, page_data(measured(4), topology(4), PREDICTED, 1 << 19))
+    page.get_by_role("tab", name="Curves").click()
+    chart = page.get_by_role("grid", name="time by size")
+    expect(chart.get_by_text("line rate 10.0 GB/s")).to_be_visible()
+    expect(chart.get_by_text("ring = mesh at 512 KiB")).to_be_visible()
+    expect(chart.locator("path.fit")).to_have_count(3)
+    expect(chart.locator("circle.half")).to_have_count(3)
+    expect(chart.locator(".curve.predicted")).to_have_count(2)
+    expect(chart.locator("[role=row]")).to_have_count(4)
+    page.get_by_role("radio", name="busbw").click()
+    chart = page.get_by_role("grid", name="busbw by size")
+    # A barrier has no bandwidth.
+    expect(chart.locator("[role=row]")).to_have_count(3)
+    roof = chart.locator("path.roof").bounding_box()
+    top = chart.locator(".point .ring").nth(2 * 14 + 13).bounding_box()
+    assert roof is not None
+    assert top is not None
+    # sendrecv reaches 8.2 of 10 GB/s: a little below.
+    assert 0 < top["y"] + 8 - roof["y"] < 30
+
+
+def test_the_legend_turns_curves_off_and_on(page: Page) -> None:
+    alone(page, page_data(measured(4), None, PREDICTED))
+    page.get_by_role("tab", name="Curves").click()
+    button = page.get_by_role("button", name="all_sum")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(button).to_have_attribute("aria-pressed", "false")
+    expect(button).to_be_focused()
+    expect(page.locator(".curve.all_sum .band")).to_have_count(0)
+    expect(page.locator("svg [role=row]")).to_have_count(3)
+    page.keyboard.press(" ")
+    expect(button).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(".curve.all_sum .band")).to_have_count(1)
+    # With all of them off, it is a picture of nothing, and says so.
+    for each in page.locator(".toggle").all():
+        each.click()
+    expect(page.get_by_role("img", name="no measured curve is shown")).to_be_visible()
+    assert faults(page) == []
+
+
+def test_wrong_results_are_above_everything(page: Page) -> None:
+    alone(page, page_data(slow(8)))
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("Wrong results. Do not trust this cluster")
+    expect(alert).to_contain_text("all_sum, 256 KiB: 2 wrong")
+    first = page.locator(".macluster-measure > div").first.locator(":scope > *").first
+    expect(first).to_have_attribute("role", "alert")
+
+
+def test_what_is_measured_meanwhile_is_shown_where_one_looks(page: Page) -> None:
+    whole = page_data(measured(4))
+    alone(page, whole | {"series": []})
+    page.get_by_role("gridcell").nth(6).focus()
+    change = "(data) => window.model.set('data', data)"
+    page.evaluate(change, whole | {"title": "more"})
+    expect(page.locator(".title")).to_have_text("more")
+    expect(here(page)).to_have_attribute("aria-label", re.compile("^rank 1 to rank 2"))
+    page.get_by_role("tab", name="Curves").click()
+    page.get_by_role("radio", name="algbw").click()
+    page.locator(".point").nth(20).focus()
+    page.evaluate(change, whole | {"title": "most"})
+    expect(page.get_by_role("radio", name="algbw")).to_be_checked()
+    expect(here(page)).to_have_attribute("aria-label", re.compile("^all_gather, 16 KiB"))
+    # A view that is taken away listens no more.
+    page.evaluate("window.end()")
+    assert page.evaluate("Object.values(window.listeners).flat().length") == 0
+
+
+def test_names_are_text(page: Page) -> None:
+    bad = "<img src=x onerror='window.bad = 1'>"
+    m = measured(2)
+    hosts = tuple(attrs.evolve(each, host=bad, device=bad) for each in m.ranks)
+    m = attrs.evolve(m, ranks=hosts, backend=bad, simulated=bad, notes=(bad,))
+    alone(page, page_data(m))
+    page.get_by_role("gridcell").nth(1).focus()
+    expect(page.locator(".detail")).to_contain_text(bad)
+    expect(page.locator(".simulated")).to_contain_text(bad)
+    expect(page.locator(".macluster-measure img")).to_have_count(0)
+    assert page.evaluate("window.bad") is None
+
+
+def test_what_was_left_out_is_said(page: Page) -> None:
+    m = measured(4)
+    alone(page, page_data(attrs.evolve(m, pairs=(), notes=("Pairs were left out.",))))
+    expect(page.get_by_text("Pairs were left out.")).to_be_visible()
+    expect(page.get_by_role("tab", name="Curves")).to_have_attribute("aria-selected", "true")
+    page.get_by_role("tab", name="Pairs").click()
+    expect(page.get_by_text("No pair of ranks was measured.")).to_be_visible()
+    alone(page, page_data(attrs.evolve(m, sweeps=())))
+    page.get_by_role("tab", name="Curves").click()
+    # The first pair instead.
+    expect(page.get_by_role("combobox", name="pair")).to_have_value("0-1")
+    alone(page, page_data(Measurement("ring", m.ranks)))
+    page.get_by_role("tab", name="Curves").click()
+    expect(page.get_by_text("No curve was measured.")).to_be_visible()
+
+
+def test_quantities_are_written_as_in_the_tables(page: Page) -> None:
+    steps = (1, 2.345, 4.996, 9.996, 9.9949)
+    values = [step * 10.0**power for power in range(-8, 13) for step in steps]
+    names = "number_text, timeText, rateText, sizeLabel"
+    code = CODE.replace("export default", f"window.written = {{ {names} }};\nexport default")
+    page.set_content("<body></body>")
+    page.evaluate(ALONE, [code, {"data": page_data(measured(2))}])
+    pairs = zip(names.split(", "), (number_text, time_text, rate_text, size_label), strict=True)
+    for (name, ours), least in zip(pairs, (1e-4, 1e-9, 1, 1), strict=True):
+        some = [each for each in values if each >= least]
+        theirs = page.evaluate("([name, some]) => some.map(window.written[name])", [name, some])
+        assert theirs == [ours(each) for each in some]
+
+
+# -- in JupyterLab ---------------------------------------------------------------------------------
+
+
+def test_it_is_shown_saved_and_seen_again_without_a_kernel(tall_lab: LabPage) -> None:
+    lab = tall_lab
+    path = lab.server.root / "wires.json"
+    slow(8).save(path)
+    cell = f"""from macluster.engine.measure.record import Measurement
+from macluster.widgets.measure import MeasureView
+MeasureView(Measurement.load({str(path)!r}))"""
+    run(lab, "wires.ipynb", [cell])
+    page = lab.page
+    view = page.locator(".macluster-measure")
+    expect(view.get_by_role("grid")).to_be_visible(timeout=MINUTE)
+    # The keys are for the view, not for the notebook.
+    selected = "() => window.jupyterapp.shell.currentWidget.content.activeCellIndex"
+    view.get_by_role("gridcell").nth(2 * 8 + 4).focus()
+    before = page.evaluate(selected)
+    page.keyboard.press("ArrowRight")
+    expect(view.locator(".detail")).to_contain_text("rank 2 to rank 5: bandwidth 0.915 GB/s")
+    page.keyboard.press("d")
+    page.keyboard.press("d")
+    assert page.evaluate(selected) == before
+    assert len(lab.cells()) == 1
+    picture(lab, view, "measure-pairs")
+    page.keyboard.press("Enter")
+    expect(view.get_by_role("tab", name="Curves")).to_be_focused()
+    picture(lab, view, "measure-curves")
+    data = saved(lab, 0)
+    assert "WRONG RESULTS" in data["text/plain"]
+    lab.save()
+
+    # Nobody has vouched for this copy, and no kernel knows its views. With the very same content it
+    # would be trusted: Jupyter goes by a signature of that.
+    copy = lab.server.root / "copy.ipynb"
+    notebook = nbformat.read(lab.server.root / "wires.ipynb", 4)
+    assert "widgets" not in notebook.metadata
+    notebook.cells[0].source += "  # somebody else's"
+    nbformat.write(notebook, copy)
+    lab.execute("application:close-all")
+    lab.open_notebook("copy.ipynb")
+    output = page.locator(".jp-OutputArea-output")
+    pictures = output.locator("img")
+    expect(pictures).to_have_count(2, timeout=MINUTE)
+    for each in pictures.all():
+        expect(each).to_be_visible()
+        assert each.evaluate("(node) => node.naturalWidth") > 400
+    expect(pictures.first).to_have_attribute("alt", re.compile("^Pairs of ranks, jaccl, 8 ranks"))
+    expect(output.get_by_text("Wrong results: all_sum, 256 KiB: 2 wrong.")).to_be_visible()
+    expect(output.locator("table").first).to_be_hidden()
+    output.get_by_text("Tables").click()
+    expect(output.locator("table").first).to_be_visible()
+    expect(output.locator("table").first.locator("tbody tr")).to_have_count(28)
+    picture(lab, output.first, "measure-saved")
+
+    body, _ = HTMLExporter().from_filename(str(copy))
+    assert body.count('<img alt="') == 2
+    assert len(re.findall(r"<table[ >]", body)) == 5
