@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         WorldError,
     )
     from .engine.hostfile import Host, Hostfile
+    from .engine.measure.job import measure
+    from .engine.measure.record import Measurement
     from .engine.models.chat import Chat
     from .engine.models.check import check
     from .engine.models.generate import batch_generate, generate, stream_generate
@@ -42,9 +44,13 @@ if TYPE_CHECKING:
     from .engine.recovery import Recovery
     from .engine.serve.loop import serve
     from .engine.serve.serving import Serving
+    from .engine.simulate.simulation import Simulation, simulate
     from .engine.steps import steps
+    from .engine.topology.topology import Topology
     from .engine.world import World
     from .magics.chat_ui import chat_ui
+    from .widgets.measure import MeasureView
+    from .widgets.topology import TopologyView
 
 __version__ = "0.1.0"
 
@@ -65,12 +71,17 @@ __all__ = [
     "HostfileError",
     "LoadedModel",
     "MaclusterError",
+    "MeasureView",
     "Measured",
+    "Measurement",
     "ModelError",
     "RankDied",
     "Recovery",
     "Serving",
+    "Simulation",
     "StartError",
+    "Topology",
+    "TopologyView",
     "TransferError",
     "UsageError",
     "World",
@@ -84,9 +95,11 @@ __all__ = [
     "generate",
     "load",
     "load_ipython_extension",
+    "measure",
     "plan",
     "serve",
     "shards",
+    "simulate",
     "steps",
     "stream_generate",
     "token_time",
@@ -103,9 +116,14 @@ _HOMES = {
     "Host": "engine.hostfile",
     "Hostfile": "engine.hostfile",
     "LoadedModel": "engine.models.load",
+    "MeasureView": "widgets.measure",
     "Measured": "engine.plan.measured",
+    "Measurement": "engine.measure.record",
     "Recovery": "engine.recovery",
     "Serving": "engine.serve.serving",
+    "Simulation": "engine.simulate.simulation",
+    "Topology": "engine.topology.topology",
+    "TopologyView": "widgets.topology",
     "World": "engine.world",
     "batch_generate": "engine.models.generate",
     "calibrate": "engine.plan.calibrate",
@@ -114,9 +132,11 @@ _HOMES = {
     "compare_plan": "engine.plan.compare",
     "generate": "engine.models.generate",
     "load": "engine.models.load",
+    "measure": "engine.measure.job",
     "plan": "engine.plan.planner",
     "serve": "engine.serve.loop",
     "shards": "engine.models.shards",
+    "simulate": "engine.simulate.simulation",
     "steps": "engine.steps",
     "stream_generate": "engine.models.generate",
     "token_time": "engine.models.timing",

@@ -12,7 +12,7 @@ from typing import Any
 from ..engine.backends import BACKENDS
 from ..engine.cluster import Cluster
 from ..engine.errors import MaclusterError
-from . import cluster, distributed, model, variables
+from . import cluster, distributed, model, variables, wires
 from .arguments import Arguments
 from .session import Session
 
@@ -30,6 +30,8 @@ OPTIONS: dict[str, Arguments] = {
     "%gather": variables.GATHER,
     "%variables": variables.VARIABLES,
     "%%chat": model.CHAT,
+    "%measure": wires.MEASURE,
+    "%topology": wires.TOPOLOGY,
 }
 VERBS = {"%cluster": cluster.VERBS, "%model": model.VERBS}
 # What may stand behind an option or as an argument, by magic and by argparse's name for it.

@@ -11,12 +11,13 @@ from .model import ModelMagics
 from .serve import ServeMagics
 from .session import Session
 from .variables import VariableMagics
+from .wires import WireMagics
 
 NAMES = {
     "cell": ("distributed", "rank", "chat"),
     "line": (
-        *("cluster", "distributed", "gather", "model", "pull", "push", "scatter", "serve"),
-        "variables",
+        *("cluster", "distributed", "gather", "measure", "model", "pull", "push", "scatter"),
+        *("serve", "topology", "variables"),
     ),
 }
 
@@ -28,7 +29,14 @@ def load(shell: Any) -> None:
     if id(shell) in _loaded:
         return
     session = Session()
-    for magics in (ClusterMagics, DistributedMagics, ModelMagics, ServeMagics, VariableMagics):
+    for magics in (
+        ClusterMagics,
+        DistributedMagics,
+        ModelMagics,
+        ServeMagics,
+        VariableMagics,
+        WireMagics,
+    ):
         shell.register_magics(magics(shell, session))
     kernel = getattr(shell, "kernel", None)
     _loaded[id(shell)] = Completion(kernel, session) if kernel is not None else None
