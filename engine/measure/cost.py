@@ -13,6 +13,8 @@ import attrs
 from .fit import Fit
 
 SMALL = 32 * 1024  # bytes; a mesh of more than two ranks shares larger sums out (mlx 0.32.4)
+MULTI_WIRE = 512 * 1024  # bytes; jaccl's mesh splits larger messages over all cables of a pair
+RING_CABLES = 4  # RING_MAX_CONNS of jaccl, to each neighbour
 
 
 @attrs.frozen
@@ -86,7 +88,16 @@ def send(put: float, *, cables: int = 1) -> Steps:
     return Steps(1, float(put) / cables)
 
 
-def steps(op: str, put: float, ranks: int, shape: str) -> Steps:
+def steps(
+    op: str,
+    put: float,
+    ranks: int,
+    shape: str,
+    *,
+    directions: int = 1,
+    cables: int = 1,
+    shared: bool = False,
+) -> Steps:
     """The steps that MLX takes for a collective, over one cable in one direction.
 
     Args:
@@ -94,14 +105,18 @@ def steps(op: str, put: float, ranks: int, shape: str) -> Steps:
         put: bytes that each rank puts in.
         ranks: how many take part.
         shape: "mesh" or "ring".
+        directions: of a ring: 2 when each half of the bytes goes one way round.
+        cables: that are used side by side.
+        shared: of a mesh: each rank has one cable for all traffic.
     """
     if op == "send":
-        return send(put)
+        return send(put, cables=cables)
     if shape == "ring":
-        return ring_all_gather(put, ranks) if op == "all_gather" else ring_all_sum(put, ranks)
+        ring = ring_all_gather if op == "all_gather" else ring_all_sum
+        return ring(put, ranks, directions=directions, cables=cables)
     if ranks > 2 and put > SMALL and op != "all_gather":
-        return mesh_two_shot(put, ranks)
-    return mesh_one_shot(put, ranks)
+        return mesh_two_shot(put, ranks, cables=cables, shared=shared)
+    return mesh_one_shot(put, ranks, cables=cables, shared=shared)
 
 
 def pipeline(

@@ -16,7 +16,8 @@ Floats = NDArray[np.float64]
 
 RESAMPLED = 1000  # lines of which the ranges are made
 ROUNDS = 60  # of weighting at most; a line that bends takes about twenty
-MUCH = 0.5  # a good line that is off by so much somewhere says where
+MUCH = 0.25  # a good line that is off by so much somewhere says where
+LARGEST = 3  # sizes that a good line must not be off by so much at: bandwidth is read there
 HUBER = 1.345  # times the usual distance: 95 % as good as least squares where all is well
 
 
@@ -24,10 +25,12 @@ HUBER = 1.345  # times the usual distance: 95 % as good as least squares where a
 class Fit:
     """Seconds of `n` bytes: latency + n / bandwidth (Hockney 1994; alpha and beta elsewhere).
 
-    `latency` in seconds, `bandwidth` in bytes/s. `residual` is the median of |fitted - measured| /
-    measured over the sizes, `r2` the part of the variance of log(time) that the line explains.
-    `latency_range` and `bandwidth_range` hold 95 % of the lines through resampled measurements.
-    `worst` is the largest of |fitted - measured| / measured, at `worst_size` bytes.
+    `latency` in seconds, `bandwidth` in bytes/s. How far the line is off at a size is
+    exp(|log(fitted / measured)|) - 1, so twice as long and half as long are both 1. `residual` is
+    the median of that over the sizes, `worst` the largest, at `worst_size` bytes, and `far` the
+    largest of the three largest sizes. `r2` is the part of the variance of log(time) that the line
+    explains. `latency_range` and `bandwidth_range` hold 95 % of the lines through resampled
+    measurements.
     """
 
     latency: float
@@ -39,6 +42,7 @@ class Fit:
     bandwidth_range: tuple[float, float] = (0.0, 0.0)
     worst: float = 0.0
     worst_size: float = 0.0
+    far: float = 0.0
 
     def time(self, size: float) -> float:
         """Seconds of `size` bytes."""
@@ -51,8 +55,12 @@ class Fit:
 
     @property
     def good(self) -> bool:
-        """Whether the line describes what was measured: r2 of .98 or more, residual below 20 %."""
-        return self.r2 >= 0.98 and self.residual < 0.2
+        """Whether the line describes what was measured.
+
+        That is: r2 of .98 or more, a residual below 20 %, and less than 25 % off at each of the
+        three largest sizes, over which r2 alone would pass.
+        """
+        return self.r2 >= 0.98 and self.residual < 0.2 and self.far < MUCH
 
     @property
     def verdict(self) -> str:
@@ -91,11 +99,13 @@ def fit(
         seed: of the resampling.
 
     Returns:
-        None for fewer than three sizes, or when larger messages do not take longer.
+        None for fewer than three sizes, when larger messages do not take longer, or when a time is
+        not above 0 or not finite.
     """
     measured = np.asarray(seconds, float)
     bytes_sent = np.asarray(sizes, float)
-    if len(set(sizes)) < 3:
+    times = [measured, *(np.asarray(each, float) for each in samples or ())]
+    if len(set(sizes)) < 3 or not all(((each > 0) & (each < np.inf)).all() for each in times):
         return None
     # Numbers around 1 keep the sums of squares exact.
     scale = float(bytes_sent.max())
@@ -104,11 +114,13 @@ def fit(
     if slope <= 0:
         return None
     fitted = latency + slope * bytes_sent / scale
-    off = np.abs(fitted - measured) / measured
+    off = np.expm1(np.abs(np.log(fitted / measured)))
     logs = np.log(measured)
     spread = float(((logs - logs.mean()) ** 2).sum())
     lost = float(((np.log(fitted) - logs) ** 2).sum())
     ranges = _ranges(bytes_sent / scale, measured, samples, np.random.default_rng(seed))
+    if ranges is None:
+        return None
     low, high = (float(each) for each in ranges[1])
     worst = int(off.argmax())
     return Fit(
@@ -121,6 +133,7 @@ def fit(
         bandwidth_range=(scale / high, scale / low),
         worst=float(off[worst]),
         worst_size=float(bytes_sent[worst]),
+        far=float(off[np.argsort(bytes_sent)[-LARGEST:]].max()),
     )
 
 
@@ -163,8 +176,8 @@ def _ranges(
     seconds: Floats,
     samples: Sequence[Sequence[float]] | None,
     random: np.random.Generator,
-) -> tuple[Floats, Floats]:
-    """The middle 95 % of latencies and slopes."""
+) -> tuple[Floats, Floats] | None:
+    """The middle 95 % of latencies and slopes; None when no resampled line rises."""
     if samples is None:
         picked = random.integers(len(sizes), size=(RESAMPLED, len(sizes)))
         counts = np.stack([np.bincount(row, minlength=len(sizes)) for row in picked])
@@ -175,6 +188,8 @@ def _ranges(
         medians = np.stack([_resampled_medians(each, random) for each in samples], axis=1)
         lines = _lines(sizes, medians, 1e-3)
     rising = lines[1] > 0
+    if not rising.any():
+        return None
     low, high = 2.5, 97.5
     return (
         np.percentile(lines[0][rising], (low, high)),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
 from ..errors import UsageError
+from ..topology.reading import structured
 from .fit import Fit
 from .samples import Rate, Timing
 
@@ -156,34 +158,41 @@ class Measurement:
 
     def as_json(self) -> dict[str, Any]:
         """As JSON types; `from_json` reads it."""
-        return {"format": FORMAT, **attrs.asdict(self)}
+        facts: dict[str, Any] = _plain({"format": FORMAT, **attrs.asdict(self)})
+        return facts
 
     @classmethod
     def from_json(cls, facts: Any) -> Measurement:
-        """Raises UsageError for anything that `as_json` did not write."""
+        """Raises UsageError for anything but what `as_json` writes.
+
+        Names that a later version has added are passed over.
+        """
         try:
-            if facts["format"] != FORMAT:
-                raise ValueError(f"its format is {facts['format']!r}, not {FORMAT!r}")
-            rest = {key: value for key, value in facts.items() if key != "format"}
-            return cls(
-                **{
-                    **rest,
-                    "ranks": tuple(MeasuredRank(**each) for each in rest["ranks"]),
-                    "pairs": tuple(read_pair(each) for each in rest["pairs"]),
-                    "sweeps": tuple(_read_sweep(each) for each in rest["sweeps"]),
-                    "notes": tuple(rest["notes"]),
-                }
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if not isinstance(facts, Mapping):
+                raise ValueError(f"it is no object but {type(facts).__name__}")
+            if facts.get("format") != FORMAT:
+                raise ValueError(f"its format is {facts.get('format')!r}, not {FORMAT!r}")
+            found: Measurement = _read(cls, facts)
+            _check(found)
+        except (ValueError, OverflowError) as error:
             raise UsageError(
                 "This is no measurement of macluster.",
-                why=f"{type(error).__name__}: {error}",
+                why=str(error),
                 do="measure again: `%measure --save FILE`, or macluster.measure().save(path)",
             ) from None
+        return found
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON."""
-        Path(path).expanduser().write_text(json.dumps(self.as_json(), indent=1) + "\n")
+        """Write it as JSON. Raises UsageError for a figure that JSON has not: NaN, infinity."""
+        try:
+            text = json.dumps(self.as_json(), indent=1, allow_nan=False)
+        except ValueError as error:
+            raise UsageError(
+                "This measurement cannot be saved.",
+                why=f"one of its figures is not a finite number ({error})",
+                do="measure again",
+            ) from None
+        Path(path).expanduser().write_text(text + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Measurement:
@@ -200,30 +209,60 @@ class Measurement:
 
 
 def read_pair(facts: Mapping[str, Any]) -> Pair:
-    """A Pair that came as JSON."""
-    crowded = facts["crowded"]
-    return Pair(
-        **{
-            **facts,
-            "latency": Timing(**facts["latency"]),
-            "forward": Rate(**facts["forward"]),
-            "backward": Rate(**facts["backward"]),
-            "crowded": None if crowded is None else Rate(**crowded),
-            "curve": tuple(Point(each["size"], Timing(**each["time"])) for each in facts["curve"]),
-            "fit": _read_fit(facts["fit"]),
-        }
-    )
+    """A Pair that came as JSON. Raises ValueError for anything else."""
+    found: Pair = _read(Pair, facts)
+    return found
 
 
-def _read_sweep(facts: Mapping[str, Any]) -> Sweep:
-    points = tuple(
-        SweepPoint(**{**each, "time": Timing(**each["time"])}) for each in facts["points"]
-    )
-    return Sweep(facts["op"], facts["ranks"], points, _read_fit(facts["fit"]))
+def _read(record: type[Any], facts: Mapping[str, Any]) -> Any:
+    found = structured(record, {key: each for key, each in facts.items() if key != "versions"})
+    if isinstance(found, Measurement):
+        versions = facts.get("versions", {})
+        if not isinstance(versions, Mapping) or not all(
+            isinstance(each, str) for item in versions.items() for each in item
+        ):
+            raise ValueError("versions is no object of texts")
+        found = attrs.evolve(found, versions=dict(versions))
+    return found
 
 
-def _read_fit(facts: Mapping[str, Any] | None) -> Fit | None:
-    if facts is None:
-        return None
-    ranges = {name: tuple(facts[name]) for name in ("latency_range", "bandwidth_range")}
-    return Fit(**{**facts, **ranges})
+def _check(found: Measurement) -> None:
+    """Raise ValueError for what no measurement has."""
+    if not found.ranks:
+        raise ValueError("it has no ranks")
+    ways = set()
+    for at, pair in enumerate(found.pairs):
+        if not 0 <= pair.a < pair.b < found.size:
+            raise ValueError(f"pairs[{at}] is of ranks {pair.a} and {pair.b} of {found.size}")
+        if (pair.a, pair.b, pair.via) in ways:
+            raise ValueError(f"ranks {pair.a} and {pair.b} are there twice via {pair.via}")
+        ways.add((pair.a, pair.b, pair.via))
+    for at, sweep in enumerate(found.sweeps):
+        if sweep.op not in OPS:
+            raise ValueError(f"sweeps[{at}].op is {sweep.op!r}, none of {', '.join(OPS)}")
+        if sweep.ranks != found.size:
+            raise ValueError(f"sweeps[{at}] is of {sweep.ranks} ranks, not {found.size}")
+        if sweep.op in [each.op for each in found.sweeps[:at]]:
+            raise ValueError(f"{sweep.op} is there twice")
+    for where, number in _numbers(attrs.asdict(found), ""):
+        if not math.isfinite(number) or (number < 0 and not where.endswith(".r2")):
+            raise ValueError(f"{where} is {number}")
+
+
+def _numbers(each: Any, where: str) -> Iterator[tuple[str, float]]:
+    """All numbers in it, and where they are."""
+    if isinstance(each, Mapping):
+        for name, part in each.items():
+            yield from _numbers(part, f"{where}.{name}".lstrip("."))
+    elif isinstance(each, list | tuple):
+        for at, part in enumerate(each):
+            yield from _numbers(part, f"{where}[{at}]")
+    elif isinstance(each, int | float):
+        yield where, each
+
+
+def _plain(each: Any) -> Any:
+    """The same with lists for tuples."""
+    if isinstance(each, dict):
+        return {name: _plain(part) for name, part in each.items()}
+    return [_plain(part) for part in each] if isinstance(each, list | tuple) else each

@@ -11,14 +11,13 @@ import attrs
 import numpy as np
 
 from ..tables import Table
-from ..units import number_text, rate_text, size_label, time_text
+from ..units import number_text, size_label, time_text
 from .fit import Fit
+from .outliers import Outlier, standing_out
 from .record import Measurement, Pair, Sweep
 
 # Of more pairs, a table shows the slowest.
 MOST_PAIRS = 28
-# A pair stands out with less of the median bandwidth, or more of the median latency, than this.
-SLOW, LATE = 1 / 3, 3.0
 RINGS = ("ring", "jaccl-ring")
 
 Metric = Literal["latency", "latency_p99", "jitter", "bandwidth", "crowded", "part_of_rate"]
@@ -87,43 +86,14 @@ def why_missing(m: Measurement, pair: Pair | None, metric: Metric, a: int, b: in
     return "the negotiated rate is not known"
 
 
-@attrs.frozen
-class Outlier:
-    """A pair that stands out: by its latency, or by its bandwidth from rank `a` to rank `b`."""
-
-    a: int
-    b: int
-    metric: Literal["latency", "bandwidth"]
-    words: str
-
-
 def outliers(m: Measurement) -> list[Outlier]:
-    """Pairs that have less than a third of the median bandwidth, or 3 x the median latency.
+    """Pairs that stand out among those that are like them: see `standing_out`.
 
-    The median is that of the same way (`Pair.via`): a plain socket is not compared with RDMA.
+    Ranks of one host are linked by no cable, so these pairs are compared with each other only.
     """
-    found = []
-    for via in dict.fromkeys(each.via for each in m.pairs):
-        group = [each for each in m.pairs if each.via == via]
-        sent = [(p.a, p.b, p.forward.p50) for p in group]
-        sent += [(p.b, p.a, p.backward.p50) for p in group]
-        usual = float(np.median([rate for _, _, rate in sent]))
-        for a, b, rate in sent:
-            if rate < SLOW * usual:
-                words = (
-                    f"rank {a} to rank {b}: {rate_text(rate)}, "
-                    f"{100 * rate / usual:.0f} % of the median of {rate_text(usual)}"
-                )
-                found.append(Outlier(a, b, "bandwidth", words))
-        usual = float(np.median([each.latency.p50 for each in group]))
-        for each in group:
-            if each.latency.p50 > LATE * usual:
-                words = (
-                    f"ranks {each.a} and {each.b}: latency {time_text(each.latency.p50)}, "
-                    f"{number_text(each.latency.p50 / usual)} x the median of {time_text(usual)}"
-                )
-                found.append(Outlier(each.a, each.b, "latency", words))
-    return found
+    apart = [each for each in m.pairs if m.ranks[each.a].host != m.ranks[each.b].host]
+    together = [each for each in m.pairs if m.ranks[each.a].host == m.ranks[each.b].host]
+    return standing_out(apart) + standing_out(together)
 
 
 def wrong_results(m: Measurement) -> list[str]:
@@ -276,7 +246,9 @@ def as_rows(m: Measurement) -> dict[str, list[dict[str, Any]]]:
             **_named("forward", attrs.asdict(each.forward)),
             **_named("backward", attrs.asdict(each.backward)),
         }
-        crowded = attrs.asdict(each.crowded) if each.crowded else dict.fromkeys(RATE_FIELDS)
+        crowded: dict[str, Any] = dict.fromkeys(RATE_FIELDS)
+        if each.crowded:
+            crowded = attrs.asdict(each.crowded)
         pairs.append(row | _named("crowded", crowded) | _fit_row(each.fit))
         curves += [
             {**who, "size": point.size, **_named("time", attrs.asdict(point.time))}

@@ -46,9 +46,11 @@ def changes(now: Measurement, before: Measurement) -> Changes:
 
 def test_a_link_that_lost_bandwidth_is_named_with_the_day_and_both_figures() -> None:
     found = changes(taken(pair(0, 1, 3.72e9, 3.8e9)), taken(pair(0, 1)))
-    assert found.sentences == [
-        "en4-en5 lost 38 % of its bandwidth since Tuesday: 6.00 GB/s then, 3.72 GB/s now."
-    ]
+    [said] = found.sentences
+    assert said == (
+        "en4-en5 (ranks 0-1) lost 38 % of its bandwidth since Tuesday: 6.00 GB/s then, "
+        "3.72 GB/s now."
+    )
     assert [each.part for each in found.worse] == [pytest.approx(-0.38)]
     assert found.better == ()
 
@@ -56,12 +58,12 @@ def test_a_link_that_lost_bandwidth_is_named_with_the_day_and_both_figures() -> 
 def test_one_direction_alone_is_told_apart() -> None:
     [said] = changes(taken(pair(0, 1, back=3e9)), taken(pair(0, 1))).sentences
     assert said == (
-        "en4-en5, from rank 1 to rank 0, lost 50 % of its bandwidth since Tuesday: "
+        "en4-en5 (ranks 0-1), from rank 1 to rank 0, lost 50 % of its bandwidth since Tuesday: "
         "6.00 GB/s then, 3.00 GB/s now."
     )
 
 
-def test_latency_and_collectives_count_too_and_the_worst_comes_first() -> None:
+def test_latency_and_collectives_count_too_and_links_come_first() -> None:
     now = taken(pair(1, 2, latency=90e-6), sum_time=60e-6)
     found = changes(now, taken(pair(1, 2)))
     link = "studio-1-studio-2 (ranks 1-2)"
@@ -69,6 +71,101 @@ def test_latency_and_collectives_count_too_and_the_worst_comes_first() -> None:
         f"Latency of {link} is 3.0 times as long since Tuesday: 30.0 us then, 90.0 us now.",
         "all_sum of 4 KiB is 1.5 times as long since Tuesday: 40.0 us then, 60.0 us now.",
     ]
+
+
+def sums(*times: float, op: str = "all_sum", wrong: int = 0) -> Measurement:
+    """A collective of 4 B, 16 B, 64 B and so on."""
+    points = tuple(
+        SweepPoint(4 << 2 * n, timing(time), 1.0, 1.0, wrong) for n, time in enumerate(times)
+    )
+    return attrs.evolve(taken(), sweeps=(Sweep(op, 3, points),))
+
+
+def test_what_changed_most_comes_first_whether_it_is_a_time_or_a_bandwidth() -> None:
+    # A third of the bandwidth is as far as three times the time, and further than twice.
+    now = taken(pair(0, 1, 2e9, 2e9), pair(1, 2, latency=60e-6), sum_time=400e-6)
+    said = changes(now, taken(pair(0, 1), pair(1, 2))).sentences
+    assert [each.split()[0] for each in said] == ["en4-en5", "Latency", "all_sum"]
+
+
+def test_many_sizes_of_a_collective_are_one_sentence() -> None:
+    base = sums(1e-5, 2e-5, 4e-5, 8e-5, 16e-5)
+    for times, where, much, figures in (
+        ((1e-5, 2e-5, 9.6e-5, 19.2e-5, 38.4e-5),
+         "from 64 B on", "2.4 times as long", "1 KiB 160 us then, 384 us"),
+        ((1e-5, 2e-5, 6e-5, 16e-5, 38.4e-5),
+         "from 64 B on", "up to 2.4 times as long", "1 KiB 160 us then, 384 us"),
+        ((2.4e-5, 4.8e-5, 4e-5, 8e-5, 16e-5),
+         "up to 16 B", "2.4 times as long", "16 B 20.0 us then, 48.0 us"),
+        ((1e-5, 4.8e-5, 9.6e-5, 8e-5, 16e-5),
+         "from 16 B to 64 B", "2.4 times as long", "64 B 40.0 us then, 96.0 us"),
+        ((0.5e-5, 1e-5, 2e-5, 4e-5, 8e-5),
+         "at all sizes", "50 % shorter", "1 KiB 160 us then, 80.0 us"),
+    ):  # fmt: skip
+        said = f"all_sum {where} is {much} since Tuesday: at {figures} now."
+        found = changes(sums(*times), base)
+        assert found.sentences == [said]
+        assert len(found.changes) == 5
+
+
+def test_a_size_that_did_not_change_parts_two_sentences() -> None:
+    said = changes(sums(3e-5, 1e-5, 2e-5, 1e-5), sums(1e-5, 1e-5, 1e-5, 1e-5)).sentences
+    assert [each[:14] for each in said] == ["all_sum of 4 B", "all_sum of 64 "]
+
+
+def test_wrong_results_come_first_and_loudly() -> None:
+    base = taken(pair(0, 1))
+    now = attrs.evolve(taken(pair(0, 1, 2e9, 2e9)), sweeps=sums(4e-5, 4e-5, wrong=7).sweeps)
+    found = changes(now, base)
+    assert found.sentences[0] == (
+        "WRONG RESULTS: all_sum of 4 B to 16 B gave 14 wrong results (new since Tuesday, 0 then)."
+    )
+    assert "lost 67 %" in found.sentences[1]
+    assert repr(found).startswith("WRONG RESULTS")
+    still = changes(now, attrs.evolve(base, sweeps=sums(4e-5, wrong=3).sweeps)).wrong
+    assert still == ("WRONG RESULTS: all_sum of 4 B to 16 B gave 14 wrong results (3 then).",)
+    unknown = changes(attrs.evolve(now, sweeps=sums(1e-5, op="barrier", wrong=2).sweeps), base)
+    assert unknown.sentences[0] == (
+        "WRONG RESULTS: barrier gave 2 wrong results (new since Tuesday, not measured then)."
+    )
+    assert changes(base, attrs.evolve(base, sweeps=sums(4e-5, wrong=3).sweeps)).wrong == ()
+
+
+def test_bandwidth_while_all_pairs_send_counts() -> None:
+    then = attrs.evolve(pair(0, 1), crowded=rate(5e9))
+    now = attrs.evolve(then, crowded=rate(0.5e9))
+    [said] = changes(taken(now), taken(then)).sentences
+    assert said == (
+        "en4-en5 (ranks 0-1) lost 90 % of its bandwidth while all pairs send since Tuesday: "
+        "5.00 GB/s then, 500 MB/s now."
+    )
+    assert len(changes(taken(pair(0, 1)), taken(then)).changes) == 4
+    # One sentence where the link is as slow when it is alone.
+    slower = attrs.evolve(pair(0, 1, 2e9, 2e9), crowded=rate(2e9))
+    found = changes(taken(slower), taken(then))
+    [said] = found.sentences
+    assert "lost 67 % of its bandwidth since Tuesday" in said
+    assert len(found.worse) == 2
+
+
+def test_collectives_and_sizes_that_are_gone_are_said() -> None:
+    base = sums(1e-5, 2e-5, 3e-5)
+    assert changes(attrs.evolve(base, sweeps=()), base).sentences == [
+        "all_sum was measured then, and is not now."
+    ]
+    assert changes(sums(1e-5), base).missing == (
+        "all_sum of 2 sizes was measured then, and is not now.",
+    )
+    assert changes(sums(1e-5, 2e-5), base).missing == (
+        "all_sum of 64 B was measured then, and is not now.",
+    )
+
+
+def test_a_figure_of_0_is_no_change() -> None:
+    for now, then in ((pair(0, 1), pair(0, 1, 0.0, 0.0, 0.0)), (pair(0, 1, 0.0), pair(0, 1))):
+        found = changes(taken(now), taken(then))
+        assert found.worse == found.better == ()
+        assert len(found.changes) == 4
 
 
 def test_what_is_better_is_said_after_what_is_worse() -> None:
@@ -92,7 +189,7 @@ def test_noise_is_no_change(now: Pair) -> None:
 
 def test_a_link_that_is_gone_is_said() -> None:
     found = changes(taken(), taken(pair(0, 1)))
-    assert found.sentences == ["en4-en5 was measured since Tuesday, and is not now."]
+    assert found.sentences == ["en4-en5 (ranks 0-1) was measured then, and is not now."]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +203,21 @@ def test_a_link_that_is_gone_is_said() -> None:
 )
 def test_when_the_baseline_was_taken(when: str, said: str) -> None:
     assert changes(taken(pair(0, 1)), taken(pair(0, 1), when=when)).since == said
+
+
+@pytest.mark.parametrize(("then", "now"), [("", FRIDAY), ("yesterday", None), (TUESDAY, None)])
+def test_a_day_that_nobody_knows(then: str, now: date | None) -> None:
+    """Neither an empty date nor a wrong one is a reason to compare nothing."""
+    found = compare(taken(pair(0, 1), when=""), taken(pair(0, 1), when=then), today=now)
+    assert found.since == ("since 2026-10-06" if then == TUESDAY else "since then")
+
+
+def test_a_page_shows_no_markup_of_others() -> None:
+    base = taken(pair(1, 2))
+    evil = attrs.evolve(base, ranks=tuple(MeasuredRank(f"<b>{n}") for n in range(3)))
+    found = changes(attrs.evolve(evil, pairs=(pair(1, 2, 1e9, 1e9),)), evil)
+    assert "&lt;b&gt;1" in found._repr_html_()
+    assert "<b>" not in found._repr_html_()
 
 
 def test_other_ranks_backends_hosts_and_simulations_are_refused() -> None:

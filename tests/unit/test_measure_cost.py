@@ -61,6 +61,15 @@ def test_the_algorithm_that_mlx_takes(
     assert cost.steps(op, put, ranks, shape) == expected
 
 
+def test_the_steps_know_cables_directions_and_a_shared_wire() -> None:
+    assert cost.steps("all_sum", 1000, 4, "ring", directions=2, cables=3) == Steps(6, 250)
+    assert cost.steps("all_gather", 1000, 4, "ring", directions=2) == Steps(3, 1500)
+    assert cost.steps("all_sum", 100_000, 4, "mesh", cables=2) == Steps(2, 25_000)
+    assert cost.steps("all_sum", 100_000, 4, "mesh", shared=True) == Steps(2, 150_000)
+    assert cost.steps("all_sum", 1000, 4, "mesh", shared=True) == Steps(1, 3000)
+    assert cost.steps("send", 1000, 4, "ring", cables=2) == Steps(1, 500)
+
+
 def test_a_pipeline_fills_then_keeps_the_pace_of_its_slower_part() -> None:
     # GPipe's m + s - 1 slots, when the wire takes no time.
     assert cost.pipeline(4, 8, 1e-3, 0, 0.0, BANDWIDTH) == pytest.approx(11e-3)

@@ -1,11 +1,13 @@
 """The line through a curve, on curves of which the answer is known."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from macluster.engine.measure.fit import Fit, fit
+from macluster.engine.units import bytes_text
 
 SIZES = [4 << power for power in range(0, 27, 2)]  # 4 B to 256 MiB
 LATENCY, BANDWIDTH = 31e-6, 6.2e9
@@ -99,7 +101,10 @@ def test_one_disturbed_size_does_not_move_the_line() -> None:
             assert found.latency == pytest.approx(LATENCY, rel=0.03)
             assert found.bandwidth == pytest.approx(BANDWIDTH, rel=0.03)
             assert found.worst_size == SIZES[place]
-            assert not found.good or "but is off" in found.verdict
+            # Five times too short and ten times too long, which the other sizes do not hide.
+            assert found.worst == pytest.approx(max(factor, 1 / factor) - 1, rel=0.05)
+            assert not found.good
+            assert found.far == (found.worst if place == 13 else pytest.approx(0, abs=0.03))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +133,40 @@ def test_a_curve_that_bends_a_little_is_told_where() -> None:
     found = fit(SIZES, medians, samples)
     assert found is not None
     assert found.worst > 0.5
-    assert f"off by {100 * found.worst:.0f} % at 262.1 kB" in found.verdict
+    assert f"by {100 * found.worst:.0f} % at {bytes_text(found.worst_size)}" in found.verdict
+
+
+@pytest.mark.parametrize("factor", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize("cut", [16 << 20, 64 << 20, 256 << 20])
+def test_a_link_that_is_slower_at_the_largest_sizes_is_told(factor: float, cut: int) -> None:
+    # r2 over eight decades hardly sees it: a cache that is too small, or a throttled link.
+    curve = [line(size) if size < cut else LATENCY + size * factor / BANDWIDTH for size in SIZES]
+    found = fit(SIZES, curve)
+    assert found is not None
+    ratios = [found.time(size) / each for size, each in zip(SIZES, curve, strict=True)][-3:]
+    assert found.far == pytest.approx(max(max(each, 1 / each) for each in ratios) - 1)
+    if cut > 16 << 20:
+        assert not found.good
+        assert found.verdict.startswith("not a line")
+    else:
+        # Where three sizes are slow the line follows them, or says where it does not hold.
+        assert not found.good or "but is off by" in found.verdict
+
+
+def test_a_bend_in_the_middle_is_told_from_a_quarter_on() -> None:
+    for factor, told in ((1.2, False), (1.4, True), (1 / 1.2, False), (1 / 1.4, True)):
+        found = fit(SIZES, [line(size) * (factor if size == 65536 else 1) for size in SIZES])
+        assert found is not None
+        assert found.good
+        assert ("but is off by 40 % at 65.5 kB" in found.verdict) is told
+
+
+@pytest.mark.parametrize("bad", [0.0, -1e-6, math.nan, math.inf])
+def test_a_time_that_is_none_makes_no_line(bad: float) -> None:
+    curve = [line(size) for size in SIZES]
+    assert fit(SIZES, [bad, *curve[1:]]) is None
+    assert fit(SIZES, [bad] * len(SIZES)) is None
+    assert fit(SIZES, curve, [[bad, each] for each in curve]) is None
 
 
 def test_the_latency_is_not_negative() -> None:
@@ -161,7 +199,7 @@ def test_the_verdict_in_words() -> None:
     assert good.verdict == (
         "latency 31.0 us, 6.20 GB/s, half of it at 192.2 kB; the line explains 99.1 %"
     )
-    slow = Fit(1.3e-3, 115e6, 0.01, 1.0, 14, worst=0.6, worst_size=65536)
+    slow = Fit(1.3e-3, 115e6, 0.01, 1.0, 14, worst=0.6, worst_size=65536, far=0.1)
     assert slow.verdict == (
         "latency 1.30 ms, 115 MB/s, half of it at 149.5 kB; the line explains 100.0 %, "
         "but is off by 60 % at 65.5 kB"

@@ -11,6 +11,7 @@ import pytest
 
 from macluster.engine.measure.cost import bus_factor
 from macluster.engine.measure.fit import Fit
+from macluster.engine.measure.outliers import standing_out
 from macluster.engine.measure.record import (
     OPS,
     MeasuredRank,
@@ -234,6 +235,38 @@ def test_less_than_a_third_or_more_than_three_times_stands_out(
 
 def test_a_plain_socket_is_not_compared_with_the_others() -> None:
     assert outliers(ring(6)) == []
+
+
+def test_ranks_of_one_host_are_not_compared_with_cables() -> None:
+    m = measured(6)
+    hosts = ("studio-1", *(each.host for each in m.ranks[:5]))
+    fast = attrs.evolve(pair(0, 1, 6, 0.1), forward=rate(8e10), backward=rate(8e10))
+    together = attrs.evolve(
+        m,
+        ranks=tuple(MeasuredRank(host) for host in hosts),
+        pairs=(fast, pair(1, 2, 6), pair(0, 2, 6)),
+    )
+    assert outliers(together) == []
+    # Where nothing says that they are, the two others are far below the median.
+    apart = attrs.evolve(together, ranks=m.ranks, pairs=(fast, fast, pair(1, 2, 6)))
+    assert outliers(apart)
+
+
+def test_a_latency_or_a_bandwidth_of_0_is_no_measure_for_others() -> None:
+    m = measured(4)
+    none = attrs.evolve(m.pairs[0], latency=timing(0.0), forward=rate(0.0), backward=rate(0.0))
+    assert outliers(attrs.evolve(m, pairs=(none, none, none, *m.pairs[:1]))) == []
+    [there, back] = outliers(attrs.evolve(m, pairs=(none, *m.pairs[1:])))
+    assert there.words.startswith("rank 0 to rank 1: 0 kB/s, 0 % of the median of ")
+    assert (back.a, back.b) == (1, 0)
+
+
+def test_an_outlier_says_what_it_is_compared_with() -> None:
+    m = slow(8)
+    [sent, late] = standing_out(m.pairs)
+    assert (sent.pair, sent.value, sent.count) == (m.pair(2, 5), m.pair(2, 5).forward.p50, 28)
+    assert (late.metric, late.value) == ("latency", m.pair(2, 5).latency.p50)
+    assert [sent, late] == outliers(m)
 
 
 def test_why_a_value_is_missing_is_said() -> None:
