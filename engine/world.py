@@ -268,10 +268,12 @@ class World:
         answers = self.ask_all("stacks", timeout=timeout)
         return {rank: answers.get(rank) for rank in self.ranks}
 
-    def topology(self, measured: Measurement | None = None) -> Topology:
+    def topology(self, measured: Measurement | None = None, *, age: float = 0.0) -> Topology:
         """The ranks, what they run on, and the links between them; also while a cell runs.
 
-        `measured` adds what `measure` found of this world. A rank that has died, or does not
+        `measured` adds what `measure` found of this world. The hosts look at their cables anew,
+        which takes a second or two of a Mac's time, unless they did at most `age` seconds ago;
+        memory and state are always those of now. A rank that has died, or does not
         answer, is part of it with what the hostfile says. Raises UsageError when `measured` is of
         another number of ranks, and WorldBroken when no rank can be reached any more.
         """
@@ -282,7 +284,9 @@ class World:
         if self.client.lost is not None:
             raise self.client.lost
         answers = self.ask_all(
-            "topology", {"patience": PROBE_PATIENCE}, timeout=PROBE_PATIENCE + WHERE_TIMEOUT
+            "topology",
+            {"patience": PROBE_PATIENCE, "age": age},
+            timeout=PROBE_PATIENCE + WHERE_TIMEOUT,
         )
         states = {rank: "busy" if each["busy"] else "ok" for rank, each in answers.items()}
         states |= {rank: "dead" for rank in self.dead if rank not in answers}

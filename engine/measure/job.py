@@ -6,10 +6,9 @@ import contextlib
 import os
 import platform
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from datetime import datetime
 from importlib.metadata import version
-from typing import Any
 
 import attrs
 import psutil
@@ -21,12 +20,13 @@ from ..rank.collectives import collectives
 from ..steps import steps
 from ..units import size_label
 from . import pairs, sweep
-from .pairs import REACH, Finding, NativeWire, SocketWire, Wire, as_pair
+from .pairs import REACH, Finding, NativeWire, SocketWire, Way, Wire, as_pair
 from .record import OPS, MeasuredRank, Measurement, Pair, Sweep, read_pair
 from .sockets import Sockets
 
 MANY = 16  # ranks; with more, only neighbours are measured unless all pairs are asked for
 LARGEST = 256 << 20  # bytes of a collective
+LINKS = 3  # times as long as one collective take all links, about
 
 
 def measure(
@@ -53,43 +53,211 @@ def measure(
     """
     import mlx.core as mx
 
-    group = mx.distributed.init()
-    rank, size = group.rank(), group.size()
-    every = links == "all" or (links is True and size <= MANY)
-    _check_asked(links, ops, most)
-    backend = world_backend(size)
-    progress = Progress(shown=rank == 0)
-    notes: list[str] = []
-    found_pairs: tuple[Pair, ...] = ()
-    found_sweeps: list[Sweep] = []
-    parts = [name for name in ops if _possible(name, backend, notes)] if size > 1 else []
-    # About as long as each other: all pairs, and each collective.
-    whole = (3 if links and size > 1 else 0) + len(parts)
+    job = Job(links, ops, most)
+    checked, collectives.checked = collectives.checked, False
     try:
-        if links and size > 1:
-            with contextlib.closing(Sockets.connect(rank, size)) as sockets:
-                notes += [
-                    f"Rank {b} does not reach rank {a} by TCP: {why}."
-                    for (a, b), why in sorted(sockets.failures.items())
-                ]
-                found_pairs = _pairs(backend, sockets, every, group, progress, 3 / whole)
-        for number, op in enumerate(parts):
-            done = whole - len(parts) + number
-            found_sweeps.append(_sweep(op, most, group, progress, (done / whole, 1 / whole), notes))
+        # All of it in one loop: an interrupt then finds all ranks between two of its pieces.
+        with contextlib.closing(job.work()) as work:
+            for _ in steps(work):
+                pass
     finally:
+        # What compares collectives would be part of every time.
+        collectives.checked = checked
         mx.clear_cache()
-    seconds = max(exchange(progress.seconds))
-    progress.done(f"measured in {seconds:.1f} s")
-    return Measurement(
-        backend=backend,
-        ranks=tuple(MeasuredRank(*each) for each in exchange([socket.gethostname(), _device()])),
-        pairs=found_pairs,
-        sweeps=tuple(found_sweeps),
-        taken=exchange(datetime.now().astimezone().isoformat(timespec="seconds"))[0],
-        seconds=seconds,
-        versions={"mlx": version("mlx"), "python": platform.python_version()},
-        notes=tuple(notes),
-    )
+    assert job.result is not None
+    return job.result
+
+
+class Job:
+    """One measurement on this rank. `work` does it, piece by piece; then there is a `result`."""
+
+    def __init__(self, links: bool | str, ops: Sequence[str], most: int) -> None:
+        import mlx.core as mx
+
+        self.group = mx.distributed.init()
+        self.rank, self.size = self.group.rank(), self.group.size()
+        self.links, self.ops, self.most = links, ops, most
+        self.notes: list[str] = []
+        self.result: Measurement | None = None
+        self._progress = Progress(shown=self.rank == 0)
+        self._pairs: tuple[Pair, ...] = ()
+        self._sweeps: list[Sweep] = []
+        self._whole = self._done = 0.0  # parts of the work, each as long as one collective
+
+    def work(self) -> Generator[None, None, None]:
+        """Measure. Yields between two pieces, which come in the same order on all ranks."""
+        self._check_asked()
+        yield
+        backend = world_backend(self.size)
+        ops = [op for op in self.ops if self._possible(op, backend)] if self.size > 1 else []
+        links = bool(self.links) and self.size > 1
+        self._whole = (LINKS if links else 0) + len(ops)
+        if links:
+            sockets = Sockets.connect(self.rank, self.size, pairs.MOST)
+            try:
+                yield from self._links(backend, sockets)
+            finally:
+                sockets.close()
+            self._done += LINKS
+        for op in ops:
+            yield from self._sweep(op)
+            self._done += 1
+        here = [socket.gethostname(), _device()]
+        taken = datetime.now().astimezone().isoformat(timespec="seconds")
+        facts = exchange([here, taken, self._progress.seconds])
+        seconds = max(took for _, _, took in facts)
+        self._progress.done(f"measured in {seconds:.1f} s")
+        self.result = Measurement(
+            backend=backend,
+            ranks=tuple(MeasuredRank(*each) for each, _, _ in facts),
+            pairs=self._pairs,
+            sweeps=tuple(self._sweeps),
+            taken=facts[0][1],
+            seconds=seconds,
+            versions={"mlx": version("mlx"), "python": platform.python_version()},
+            notes=tuple(self.notes),
+        )
+
+    def _at(self, text: str, part: float) -> None:
+        """`part` of the links, or of the collective of now, is done."""
+        length = LINKS if self._done == 0 and self.links else 1
+        self._progress.at(text, (self._done + length * part) / self._whole)
+
+    # -- what was asked for --------------------------------------------------------------------
+
+    def _check_asked(self) -> None:
+        """Raise UsageError on all ranks when one was asked for what makes no sense."""
+        asked = [repr(self.links), repr(self.ops), repr(self.most)]
+        told = exchange([asked, self._nonsense()])
+        if not any(bad for _, bad in told) and any(each != told[0][0] for each, _ in told):
+            raise UsageError(
+                "The ranks were asked to measure different things.",
+                why="an argument depends on the rank",
+                do="call macluster.measure() alike on all ranks",
+            )
+        for (links, ops, most), bad in told:
+            if bad:
+                raise UsageError(
+                    f"measure(links={links}, ops={ops}, most={most}) makes no sense.",
+                    why=f'links is True, False, "all" or "neighbours"; ops are of '
+                    f"{', '.join(OPS)}; most is a number of bytes, {sweep.SIZES[0]} or more",
+                    do="macluster.measure() measures everything",
+                )
+
+    def _nonsense(self) -> bool:
+        given: tuple[object, object, object] = self.links, self.ops, self.most
+        links, ops, most = given
+        if not isinstance(ops, (list, tuple)) or not all(op in OPS for op in ops):
+            return True
+        known = isinstance(links, bool) or links in ("all", "neighbours")
+        return not (known and isinstance(most, int) and most >= sweep.SIZES[0])
+
+    def _possible(self, op: str, backend: str) -> bool:
+        if op == "sendrecv" and backend not in REACH:
+            self.notes.append(f"No sendrecv: MLX has no send and recv on {backend}.")
+            return False
+        return True
+
+    # -- links ---------------------------------------------------------------------------------
+
+    def _links(self, backend: str, sockets: Sockets) -> Generator[None, None, None]:
+        self.notes += [
+            f"No TCP between rank {a} and rank {b}: {why}."
+            for (a, b), why in sorted(sockets.failures.items())
+        ]
+        every = self.links == "all" or (self.links is True and self.size <= MANY)
+        ways = pairs.ways(backend, sockets, every)
+        wires = {way: self._wire(way, sockets) for way in ways if self.rank in (way.a, way.b)}
+        findings = {way: Finding() for way in wires}
+        barrier = self._barrier(sockets)
+        alone = [(way, name, task) for way in ways for name, task in pairs.tasks()]
+        crowded = pairs.rounds(ways, self.size)
+        total = len(alone) + len(crowded)
+        for number, (way, name, task) in enumerate(alone):
+            self._at(f"ranks {way.a} and {way.b}, {way.via}: {name}", number / total)
+            barrier()
+            if way in wires:
+                task(wires[way], self.rank == way.a, findings[way])
+            yield
+        for number, each in enumerate(crowded):
+            self._at("all pairs at once", (len(alone) + number) / total)
+            barrier()
+            for way in each:
+                if way in wires:
+                    pairs.crowd(wires[way], self.rank == way.a, findings[way])
+            yield
+        barrier()
+        found = [
+            attrs.asdict(as_pair(way, finding))
+            for way, finding in findings.items()
+            if self.rank == way.a
+        ]
+        place = {(way.a, way.b, way.via): number for number, way in enumerate(ways)}
+        self._pairs = tuple(
+            sorted(
+                (read_pair(each) for many in exchange(found) for each in many),
+                key=lambda each: place[each.a, each.b, each.via],
+            )
+        )
+        yield
+
+    def _wire(self, way: Way, sockets: Sockets) -> Wire:
+        peer = way.b if self.rank == way.a else way.a
+        return SocketWire(peer, sockets) if way.via == "tcp" else NativeWire(peer, self.group)
+
+    def _barrier(self, sockets: Sockets) -> Callable[[], None]:
+        """A barrier in which ranks sleep, where there is a way."""
+        import mlx.core as mx
+
+        if all(exchange(sockets.all_reach_rank_0)):
+            return sockets.barrier
+        return lambda: mx.eval(mx.distributed.all_sum(mx.array(1), group=self.group))
+
+    # -- collectives ---------------------------------------------------------------------------
+
+    def _sweep(self, op: str) -> Generator[None, None, None]:
+        sizes = sweep.order(op, self._room(), self.size)
+        mine: dict[int, tuple[list[float], int]] = {}
+        most = max(sizes, default=0)
+        for number, size in enumerate(sizes):
+            if size > most:
+                continue
+            if mine and size > (largest := max(mine)):
+                slowest = max(exchange(min(mine[largest][0])))
+                if slowest * size / largest > sweep.LONGEST:
+                    most = largest
+                    self.notes.append(
+                        f"{op} stops at {size_label(largest)}, which take {slowest:.2f} s here: "
+                        f"the next size would take more than {sweep.LONGEST:.0f} s."
+                    )
+                    continue
+            self._at(f"{op}, {size_label(size)}", number / len(sizes))
+            for result in sweep.one_size(op, size, self.group):
+                if result is not None:
+                    seconds, wrong = mine.get(size, ([], 0))
+                    mine[size] = (seconds + result[0], wrong + result[1])
+                yield
+        found = exchange([[size, *mine[size]] for size in sorted(mine)])
+        columns = zip(*found, strict=True)
+        points = [
+            (each[0][0], [seconds for _, seconds, _ in each], [wrong for _, _, wrong in each])
+            for each in columns
+        ]
+        if points:
+            self._sweeps.append(sweep.as_sweep(op, self.size, points))
+        yield
+
+    def _room(self) -> int:
+        """The largest collective that every rank has memory for. A collective."""
+        found = exchange([socket.gethostname(), psutil.virtual_memory().available])
+        hosts = [host for host, _ in found]
+        room = min(free // hosts.count(host) // sweep.COPIES for host, free in found)
+        if room < self.most:
+            largest = size_label(max(size for size in sweep.SIZES if size <= max(room, 4)))
+            note = f"Collectives up to {largest}: there is no free memory for larger ones."
+            if note not in self.notes:
+                self.notes.append(note)
+        return int(min(self.most, room))
 
 
 def world_backend(size: int) -> str:
@@ -102,130 +270,6 @@ def world_backend(size: int) -> str:
         "JACCL_IBV_DEVICES": "jaccl", "MLX_HOSTFILE": "ring", "NCCL_HOST_IP": "nccl",
     }  # fmt: skip
     return next((name for variable, name in names.items() if variable in os.environ), "mpi")
-
-
-def _check_asked(links: bool | str, ops: Sequence[str], most: int) -> None:
-    def check() -> None:
-        unknown = [op for op in ops if op not in OPS]
-        if unknown or links not in (True, False, "all", "neighbours") or most < sweep.SIZES[0]:
-            raise UsageError(
-                f"measure(links={links!r}, ops={ops!r}, most={most!r}) makes no sense.",
-                why='links is True, False, "all" or "neighbours"; ops are of '
-                f"{', '.join(OPS)}; most is {sweep.SIZES[0]} bytes or more",
-                do="macluster.measure() measures everything",
-            )
-
-    check()
-    asked = exchange([links, list(ops), most])
-    if any(each != asked[0] for each in asked):
-        raise UsageError(
-            "The ranks were asked to measure different things.",
-            why="an argument depends on the rank",
-            do="call macluster.measure() alike on all ranks",
-        )
-
-
-def _possible(op: str, backend: str, notes: list[str]) -> bool:
-    if op == "sendrecv" and backend not in REACH:
-        notes.append(f"No sendrecv: MLX has no send and recv on {backend}.")
-        return False
-    return True
-
-
-def _pairs(
-    backend: str, sockets: Sockets, every: bool, group: Any, progress: Progress, part: float
-) -> tuple[Pair, ...]:
-    rank = sockets.rank
-    ways = pairs.ways(backend, sockets, every)
-    wires: dict[pairs.Way, Wire] = {}
-    for way in ways:
-        if rank in (way.a, way.b):
-            peer = way.b if rank == way.a else way.a
-            native = way.via != "tcp"
-            wires[way] = NativeWire(peer, group) if native else SocketWire(sockets.peers[peer])
-    findings = {way: Finding() for way in wires}
-    alone = [(way, name, task) for way in ways for name, task in pairs.tasks()]
-    crowded = pairs.rounds(ways)
-    total = len(alone) + len(crowded)
-    barrier = _barrier(sockets, group)
-    for number, (way, name, task) in enumerate(steps(alone)):
-        progress.at(f"ranks {way.a} and {way.b}, {way.via}: {name}", part * number / total)
-        barrier()
-        if way in wires:
-            task(wires[way], rank == way.a, findings[way])
-    for number, each in enumerate(steps(crowded)):
-        progress.at("all pairs at once", part * (len(alone) + number) / total)
-        barrier()
-        for way in each:
-            if way in wires:
-                pairs.crowd(wires[way], rank == way.a, findings[way])
-    barrier()
-    mine = [
-        attrs.asdict(as_pair(way, finding)) for way, finding in findings.items() if rank == way.a
-    ]
-    order = {(way.a, way.b, way.via): number for number, way in enumerate(ways)}
-    every_pair = [read_pair(each) for found in exchange(mine) for each in found]
-    return tuple(sorted(every_pair, key=lambda each: order[each.a, each.b, each.via]))
-
-
-def _barrier(sockets: Sockets, group: Any) -> Any:
-    """A barrier in which ranks sleep, where there is a way."""
-    import mlx.core as mx
-
-    if all(exchange(sockets.all_reach_rank_0)):
-        return sockets.barrier
-    return lambda: mx.eval(mx.distributed.all_sum(mx.array(1), group=group))
-
-
-def _sweep(
-    op: str,
-    most: int,
-    group: Any,
-    progress: Progress,
-    span: tuple[float, float],
-    notes: list[str],
-) -> Sweep:
-    sizes = sweep.order(op, _limit(most, notes))
-    mine: dict[int, tuple[list[float], int]] = {}
-    begin, length = span
-    for number, size in enumerate(sizes):
-        if mine and size > (largest := max(mine)):
-            slowest = max(exchange(min(mine[largest][0])))
-            if slowest * size / largest > sweep.LONGEST:
-                notes.append(
-                    f"{op} stops at {size_label(largest)}, which take {slowest:.2f} s here: the "
-                    f"next size would take more than {sweep.LONGEST:.0f} s."
-                )
-                break
-        progress.at(f"{op}, {size_label(size)}", begin + length * number / len(sizes))
-        # Each burst is a step, where an interrupt can stop all ranks.
-        for result in steps(sweep.one_size(op, size, group)):
-            if result is not None:
-                seconds, wrong = mine.get(size, ([], 0))
-                mine[size] = (seconds + result[0], wrong + result[1])
-    found = exchange([[size, *mine[size]] for size in sorted(mine)])
-    return sweep.as_sweep(
-        op,
-        group.size(),
-        [
-            (each[0][0], [seconds for _, seconds, _ in each], [wrong for _, _, wrong in each])
-            for each in zip(*found, strict=True)
-        ],
-    )
-
-
-def _limit(most: int, notes: list[str]) -> int:
-    """The largest collective that every rank has memory for. A collective."""
-    here = socket.gethostname()
-    found = exchange([here, psutil.virtual_memory().available])
-    hosts = [host for host, _ in found]
-    room = min(free // hosts.count(host) // sweep.COPIES for host, free in found)
-    if room < most:
-        largest = size_label(max(size for size in sweep.SIZES if size <= max(room, 4)))
-        note = f"Collectives up to {largest}: there is no free memory for larger ones."
-        if note not in notes:
-            notes.append(note)
-    return int(min(most, room))
 
 
 def _device() -> str:

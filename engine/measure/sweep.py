@@ -5,8 +5,9 @@ The figures are those of nccl-tests; docs/measuring.md says how each is defined.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -20,123 +21,137 @@ from .samples import Timing
 SIZES = tuple(4 << power for power in range(0, 27, 2))  # 4 B to 256 MiB
 BURST = 16  # operations one after another, for small sizes
 BURST_BYTES = 1 << 22  # of all results of a burst, which are kept until they are checked
-WARM_UP = 2  # more operations that do not count, where they do not take long
+WARM_UP = 2  # more operations whose time does not count, where they do not take long
 COUNT = (4, 64)  # operations that count in a pass, at least and at most
 BUDGET = 0.1  # seconds for one size in a pass
 PASSES = 3  # over all sizes but the largest, so that a busy moment does not hit one of them alone
 ONCE = 1 << 22  # bytes from which once is enough: these take long
 LONGEST = 1.0  # seconds that one operation may take; larger sizes are left out
-# The result, what goes in, what comes out and what it should be, and as much again for the links.
+# Pattern, input, result, what it should be, and what MLX holds meanwhile.
 COPIES = 6
 
 
-@attrs.frozen
+@attrs.define
 class Operation:
-    """One collective of `size` bytes as nccl-tests counts them.
+    """One collective of `size` bytes as nccl-tests counts them, with other content each time."""
 
-    `run()` starts and evaluates it, `right(result)` says whether that is what it should be.
-    """
+    op: str
+    size: int
+    group: Any
+    turns: int = 0  # so many were run
+    wrong: int = 0  # so many results were not what they should be
 
-    run: Callable[[int], Any]
-    right: Callable[[Any, int], bool]
-
-
-def operation(op: str, size: int, group: Any) -> Operation:
-    """Prepare a collective. What goes in differs between one run and the next."""
-    import mlx.core as mx
-
-    rank, ranks = group.rank(), group.size()
-    count = max(1, size // 4)
-    if op == "barrier":
-        one = mx.array(1)
-        mx.eval(one)
-        return Operation(
-            lambda turn: _evaluated(mx.distributed.all_sum(one, group=group)),
-            lambda result, turn: bool(result.item() == ranks),
+    def burst(self, count: int) -> list[float]:
+        """Run so many, one after another, and check what they gave; seconds of each."""
+        turns = range(self.turns, self.turns + count)
+        self.turns += count
+        inputs = [self._input(turn) for turn in turns]
+        seconds, results = [], []
+        for each in inputs:
+            began = time.perf_counter()
+            results.append(self._run(each))
+            seconds.append(time.perf_counter() - began)
+        self.wrong += sum(
+            not self._right(result, turn) for result, turn in zip(results, turns, strict=True)
         )
-    if op == "all_sum":
-        # Whole numbers below 2**24: their sum is exact in float32.
+        return seconds
+
+    @property
+    def rank(self) -> int:
+        return int(self.group.rank())
+
+    @property
+    def ranks(self) -> int:
+        return int(self.group.size())
+
+    @functools.cached_property
+    def _pattern(self) -> Any:
+        """Whole numbers so small that all sums of them are exact in float32."""
+        import mlx.core as mx
+
+        part = self.ranks if self.op == "all_gather" else 1
+        count = 1 if self.op == "barrier" else max(1, self.size // part // 4)
         pattern = (mx.arange(count) % 1024).astype(mx.float32)
-        inputs = [pattern + (rank + 1 + turn) for turn in (0, 1)]
-        totals = [ranks * pattern + sum(r + 1 + turn for r in range(ranks)) for turn in (0, 1)]
-        mx.eval(inputs, totals)
-        return Operation(
-            lambda turn: _evaluated(mx.distributed.all_sum(inputs[turn], group=group)),
-            lambda result, turn: bool(mx.array_equal(result, totals[turn]).item()),
-        )
-    if op == "all_gather":
-        # `size` is that of the result: each rank puts in a part of it.
-        part = max(1, count // ranks)
-        pattern = (mx.arange(part) % 1024).astype(mx.float32)
-        inputs = [pattern + (rank + 1 + turn) for turn in (0, 1)]
-        wholes = [
-            mx.concatenate([pattern + (r + 1 + turn) for r in range(ranks)]) for turn in (0, 1)
-        ]
-        mx.eval(inputs, wholes)
-        return Operation(
-            lambda turn: _evaluated(mx.distributed.all_gather(inputs[turn], group=group)),
-            lambda result, turn: bool(mx.array_equal(result, wholes[turn]).item()),
-        )
-    return _sendrecv(count, group)
+        mx.eval(pattern)
+        return pattern
 
+    def _of(self, rank: int, turn: int) -> Any:
+        """What a rank puts in."""
+        return self._pattern + (rank + 1 + turn % 1000)
 
-def _sendrecv(count: int, group: Any) -> Operation:
-    """Each rank sends to the next one and receives from the one before."""
-    import mlx.core as mx
+    def _input(self, turn: int) -> Any:
+        import mlx.core as mx
 
-    rank, ranks = group.rank(), group.size()
-    pattern = (mx.arange(count) % 1024).astype(mx.float32)
-    after, before = (rank + 1) % ranks, (rank - 1) % ranks
-    inputs = [pattern + (rank + 1 + turn) for turn in (0, 1)]
-    due = [pattern + (before + 1 + turn) for turn in (0, 1)]
-    mx.eval(inputs, due)
+        made = self._of(self.rank, turn)
+        mx.eval(made)
+        return made
 
-    def send(turn: int) -> None:
-        mx.eval(mx.distributed.send(inputs[turn], after, group=group))
+    def _run(self, value: Any) -> Any:
+        import mlx.core as mx
 
-    def run(turn: int) -> Any:
-        # MLX's ring sends one thing at a time: when all sent first, none would receive.
-        if rank % 2 == 0:
-            send(turn)
-        result = mx.distributed.recv((count,), mx.float32, before, group=group)
+        if self.op == "sendrecv":
+            return self._sendrecv(value)
+        function = mx.distributed.all_gather if self.op == "all_gather" else mx.distributed.all_sum
+        result = function(value, group=self.group)
         mx.eval(result)
-        if rank % 2 == 1:
-            send(turn)
         return result
 
-    return Operation(run, lambda result, turn: bool(mx.array_equal(result, due[turn]).item()))
+    def _sendrecv(self, value: Any) -> Any:
+        """Send to the next rank and receive from the one before."""
+        import mlx.core as mx
+
+        after, before = (self.rank + 1) % self.ranks, (self.rank - 1) % self.ranks
+        # MLX's ring does one thing at a time: when all sent first, none would receive.
+        if self.rank % 2 == 0:
+            mx.eval(mx.distributed.send(value, after, group=self.group))
+        result = mx.distributed.recv(value.shape, value.dtype, before, group=self.group)
+        mx.eval(result)
+        if self.rank % 2 == 1:
+            mx.eval(mx.distributed.send(value, after, group=self.group))
+        return result
+
+    def _right(self, result: Any, turn: int) -> bool:
+        import mlx.core as mx
+
+        if self.op == "all_gather":
+            due = mx.concatenate([self._of(rank, turn) for rank in range(self.ranks)])
+        elif self.op == "sendrecv":
+            due = self._of((self.rank - 1) % self.ranks, turn)
+        else:
+            added = sum(rank + 1 + turn % 1000 for rank in range(self.ranks))
+            due = self.ranks * self._pattern + added
+        return bool(mx.array_equal(result, due).item())
 
 
-def _evaluated(result: Any) -> Any:
-    import mlx.core as mx
+def order(op: str, most: int, ranks: int) -> list[int]:
+    """The sizes of a sweep as they are measured, none larger than `most` bytes.
 
-    mx.eval(result)
-    return result
-
-
-def order(op: str, most: int) -> list[int]:
-    """The sizes of a sweep as they are measured, none larger than `most` bytes."""
+    Each rank puts the same number of 4-byte numbers into an all_gather, so its sizes are multiples
+    of 4 x `ranks`, the next smaller ones.
+    """
     if op == "barrier":
         return [SIZES[0]] * PASSES
-    small = [size for size in SIZES if size <= min(most, ONCE)]
-    return small * PASSES + [size for size in SIZES if ONCE < size <= most]
+    unit = 4 * ranks if op == "all_gather" else 4
+    sizes = [size // unit * unit for size in SIZES if unit <= size <= most]
+    small = [size for size in sizes if size <= ONCE]
+    return small * PASSES + [size for size in sizes if size > ONCE]
 
 
 def one_size(op: str, size: int, group: Any) -> Iterator[tuple[list[float], int] | None]:
     """Time one collective at one size. A collective; every rank must run it to its end.
 
-    Yields None after each burst, and at the end this rank's seconds and how many results were
-    wrong. Each burst begins with a barrier, and the first operation of many does not count: it
+    Yields None after each burst, and at the end this rank's seconds and how many of all results
+    were wrong. Each burst begins with a barrier, and the first operation of many does not count: it
     contains what the ranks were apart.
     """
     import mlx.core as mx
 
-    made = operation(op, size, group)
+    made = Operation(op, size, group)
     # One number for all ranks: they must run the same operations.
-    slowest = max(exchange(_quickest(made, 1)))
+    slowest = max(exchange(min(made.burst(1))))
     yield None
     if slowest < LONGEST / 4:
-        slowest = max(exchange(_quickest(made, WARM_UP)))
+        slowest = max(exchange(min(made.burst(WARM_UP))))
         yield None
     count = int(min(COUNT[1], max(COUNT[0], BUDGET / slowest)))
     if COUNT[0] * slowest > 2 * LONGEST:
@@ -144,31 +159,11 @@ def one_size(op: str, size: int, group: Any) -> Iterator[tuple[list[float], int]
     burst = min(BURST, count, max(1, BURST_BYTES // max(size, 1)))
     apart = 1 if burst > 1 else 0  # beside a large one, what they were apart is nothing
     seconds: list[float] = []
-    wrong = 0
     while len(seconds) < count:
         mx.eval(mx.distributed.all_sum(mx.array(1), group=group))
-        results = []
-        times = []
-        for turn in range(apart + burst):
-            start = time.perf_counter()
-            result = made.run(turn % 2)
-            times.append(time.perf_counter() - start)
-            results.append(result)
-        seconds += times[apart:]
-        wrong += sum(not made.right(result, turn % 2) for turn, result in enumerate(results))
-        del results, result
+        seconds += made.burst(apart + burst)[apart:]
         yield None
-    yield seconds, wrong
-
-
-def _quickest(made: Operation, count: int) -> float:
-    """Seconds of the quickest of some operations on this rank."""
-    seconds = []
-    for turn in range(count):
-        began = time.perf_counter()
-        made.run(turn % 2)
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    yield seconds, made.wrong
 
 
 def as_sweep(

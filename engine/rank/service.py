@@ -22,6 +22,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from ..client import PREFIX, Message
@@ -95,6 +96,8 @@ class Service:
         kernel.control_handlers[PREFIX + "ask_request"] = self.on_ask
         self._count_outputs()
         cells.prepare_shell(kernel.shell)
+        # An interrupt in the middle of numpy's import would spoil it for this process.
+        import_module("numpy")
         signal.signal(signal.SIGTERM, leave)
         self._wire = Wire(kernel.shell_stream, self.on_shell_message)
         # What the imports left is never garbage: the collector need not look at it again.

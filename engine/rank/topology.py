@@ -19,10 +19,11 @@ _prober = Prober()
 async def topology(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
     """{"facts": a `Facts` as JSON, "pid", "busy"}.
 
-    Looks anew at what is plugged in, for at most `content["patience"]` seconds: after that it says
-    what it knows. The control thread goes on with other questions meanwhile.
+    Looks anew at what is plugged in, unless that was done at most `content["age"]` seconds ago, for
+    at most `content["patience"]` seconds: after that it says what it knows. The control thread goes
+    on with other questions meanwhile.
     """
-    looking = asyncio.wrap_future(_prober.begin())
+    looking = asyncio.wrap_future(_prober.begin(content["age"]))
     await asyncio.wait([looking], timeout=content["patience"])
     core = sys.modules.get("mlx.core")
     facts = attrs.evolve(_prober.facts(), held=core.get_active_memory() if core else None)

@@ -67,9 +67,10 @@ def test_two_ranks_measure_their_link_and_every_collective(two: macluster.World)
     assert [sweep.op for sweep in found.sweeps] == ["all_sum", "all_gather", "sendrecv", "barrier"]
     for sweep in found.sweeps:
         sizes = [size for size in SIZES if size <= MEGABYTE]
-        assert [point.size for point in sweep.points] == (
-            sizes if sweep.op != "barrier" else sizes[:1]
-        )
+        if sweep.op in ("barrier", "all_gather"):
+            # Two ranks cannot put half of 4 bytes into a result each.
+            sizes = sizes[:1] if sweep.op == "barrier" else sizes[1:]
+        assert [point.size for point in sweep.points] == sizes
         assert [point.wrong for point in sweep.points] == [0] * len(sweep.points)
         for point in sweep.points:
             if sweep.op == "barrier":
@@ -136,6 +137,65 @@ def test_what_makes_no_sense_is_refused_on_all_ranks(
     assert measured(two, "ops=(), links=False").pairs == ()
 
 
+def test_an_interrupt_at_once_stops_all_ranks_too(two: macluster.World) -> None:
+    # While the ranks connect, or have not begun.
+    epoch = two.epoch
+    for _ in range(3):
+        cell = two.run("macluster.measure()")
+        cell.cancel()
+        assert cell.wait(TIMEOUT)
+        assert {run.status for run in cell.runs.values()} == {"error"}
+        assert measured(two, "ops=(), links=False").pairs == ()
+    assert two.epoch == epoch
+
+
+CORRUPT = """
+from macluster.engine.measure.pairs import NativeWire
+_receive = NativeWire.receive
+def _changed(self, size):
+    _receive(self, size)
+    if size == 1024:
+        self._last = self._last + 1
+if rank == {rank}:
+    NativeWire.receive = _changed
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_message_that_arrives_changed_is_an_error(two: macluster.World, rank: int) -> None:
+    two.run(CORRUPT.format(rank=rank)).result(TIMEOUT)
+    try:
+        cell = two.run("macluster.measure(ops=())")
+        with pytest.raises(macluster.CellError):
+            cell.result(TIMEOUT)
+        assert {run.ename for run in cell.runs.values()} == {"WorldError"}
+        assert all("1 KiB arrived changed" in run.evalue for run in cell.runs.values())
+    finally:
+        two.run(f"if rank == {rank}: NativeWire.receive = _receive").result(TIMEOUT)
+    descriptors = "__import__('os').listdir('/proc/self/fd')"
+    before = answers(two, f"print(json.dumps(len({descriptors})))")
+    measured(two, "ops=(), links=True")
+    assert answers(two, f"print(json.dumps(len({descriptors})))") == before
+
+
+@pytest.mark.parametrize("op", ["all_sum", "all_gather", "sendrecv", "barrier"])
+def test_a_wrong_result_is_counted(two: macluster.World, op: str) -> None:
+    # One result on one rank is that of the operation before.
+    two.run(
+        "from macluster.engine.measure.sweep import Operation\n"
+        "_run, _kept = Operation._run, []\n"
+        "def _late(self, value):\n"
+        "    _kept.append(_run(self, value))\n"
+        "    return _kept[-2] if len(_kept) == 5 else _kept[-1]\n"
+        "if rank == 1: Operation._run = _late"
+    ).result(TIMEOUT)
+    try:
+        found = measured(two, f"links=False, ops=({op!r},), most=1024")
+    finally:
+        two.run("if rank == 1: Operation._run = _run").result(TIMEOUT)
+    assert sum(point.wrong for point in found.sweeps[0].points) == 1
+
+
 def test_one_rank_has_no_wires() -> None:
     for world in start(1):
         found = measured(world, "")
@@ -145,19 +205,18 @@ def test_one_rank_has_no_wires() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("namespaces")
 def test_a_link_of_known_delay_and_rate_shows_as_that_link(tmp_path: Path) -> None:
-    # 25 ms from host 0 to host 1, and 200 Mbit/s between hosts 1 and 2; hosts 0 and 2 are near.
-    delay, rate = 0.025, 200e6
-    with Hosts(3, {(0, 1): (delay, None), (1, 2): (0.0, rate)}) as hosts:
+    # 12 ms from host 0 to host 1, 40 Mbit/s and 2 ms from 1 to 2; hosts 0 and 2 are near.
+    delay, rate = 0.012, 40e6
+    with Hosts(3, {(0, 1): (delay, None), (1, 2): (0.002, rate)}) as hosts:
         facts = last_json(hosts.run(ON_HOSTS, tmp_path))
     found = macluster.Measurement.from_json(facts)
     assert len(found.pairs) == 6
     by_pair = {(pair.a, pair.b, pair.via): pair for pair in found.pairs}
     for via in ("ring", "tcp"):
         far, near, narrow = (by_pair[*pair, via] for pair in ((0, 1), (0, 2), (1, 2)))
-        # What the processes themselves take is in both.
-        assert far.latency.least - near.latency.least == pytest.approx(delay, rel=0.1)
-        assert near.latency.least < delay / 5
-        assert narrow.latency.least < delay / 5
+        # The least: a busy machine adds to all others.
+        assert far.latency.least == pytest.approx(delay, rel=0.1)
+        assert max(near.latency.least, narrow.latency.least) < 0.7 * delay
         for way in (narrow.forward, narrow.backward):
             assert way.p50 == pytest.approx(PAYLOAD * rate / 8, rel=0.1)
         assert narrow.bandwidth < near.bandwidth / 5
