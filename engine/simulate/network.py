@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import attrs
@@ -134,13 +135,19 @@ class Network:
         Args:
             a: a host.
             b: the other one; None for the cable from `a` to its switch.
-            latency: seconds that each message takes longer there.
-            bandwidth_factor: the part of the bandwidth that is left, more than 0.
+            latency: seconds that each message takes longer there, 0 or more.
+            bandwidth_factor: the part of the bandwidth that is left, more than 0 and at most 1.
+
+        Raises:
+            UsageError: when there is no such cable, or it would not be slower.
         """
-        if bandwidth_factor <= 0 or latency < 0:
+        # Written so that NaN is refused.
+        if not (0 < bandwidth_factor <= 1 and 0 <= latency < math.inf):
             raise UsageError(
-                f"A cable cannot have {bandwidth_factor} x its bandwidth and {latency} s more.",
-                why="a slow cable has a part of its bandwidth, and a latency that is not negative",
+                f"A slow cable cannot have {bandwidth_factor:g} x its bandwidth and {latency:g} s "
+                "more of latency.",
+                why="bandwidth_factor is the part that is left, more than 0 and at most 1; latency "
+                "are the seconds that it takes longer, 0 or more",
                 do="for example: slow(0, 2, latency=1e-4, bandwidth_factor=0.5)",
             )
         bad = self._between(a, b)
@@ -156,7 +163,7 @@ class Network:
         return attrs.evolve(self, bandwidth=left)
 
     def _between(self, a: int, b: int | None) -> Ints:
-        if (b is None) != (self.shape == "switch") or a == b:
+        if (b is None) != (self.shape == "switch") or (a == b and b is not None):
             raise UsageError(
                 f"There is no cable between hosts {a} and {b}.",
                 why="on a switch each host has one cable, which leads to the switch"
@@ -166,10 +173,13 @@ class Network:
                 if self.shape == "switch"
                 else "name two hosts: slow(0, 1)",
             )
-        for host in (a, b):
-            if host is not None and not 0 <= host < self.hosts:
+        given: tuple[object, ...] = (a, b)
+        for host in given:
+            if host is None and host is not a:
+                continue  # the switch
+            if not (isinstance(host, (int, np.integer)) and 0 <= host < self.hosts):
                 raise UsageError(
-                    f"There is no host {host}.",
+                    f"There is no host {host!r}.",
                     why=f"the hosts are 0 to {self.hosts - 1}",
                     do="name one of them",
                 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import attrs
@@ -53,6 +54,9 @@ _KINDS: dict[str, Kind] = {
 }
 _ETHERNET = {"10gbe": 10e9, "1gbe": 1e9}  # bits/s
 _THUNDERBOLT = {3: 40e9, 4: 40e9, 5: 80e9}  # bits/s of a cable, in each direction
+# Of that, what TCP reaches over Thunderbolt 5: the planner's 5.5 GB/s. A ring of Thunderbolt 4
+# carried 48 Gb/s in both directions together (mlx#1985): 0.6 of the rate in each.
+TCP_SHARE = macs.LINKS["thunderbolt"].bandwidth / (_THUNDERBOLT[5] / 8)
 
 _COUNTED = re.compile(r"(?:(\d+)\s*[x×*]\s*)?(.+)", re.IGNORECASE)
 _MEMORY = re.compile(r".*\s\d+\s*(?:gb|gib|g)", re.IGNORECASE)
@@ -147,11 +151,11 @@ class Simulation:
         Args:
             a: a host.
             b: the other one; None for the cable from `a` to the switch.
-            latency: seconds that each message takes longer there.
-            bandwidth_factor: the part of the bandwidth that is left.
+            latency: seconds that each message takes longer there, 0 or more.
+            bandwidth_factor: the part of the bandwidth that is left, more than 0 and at most 1.
 
         Raises:
-            UsageError: when there is no such cable.
+            UsageError: when there is no such cable, or it would not be slower.
         """
         network = self.network.slow(a, b, latency=latency, bandwidth_factor=bandwidth_factor)
         changed = [f"{1e6 * latency:g} us slower"] if latency else []
@@ -243,8 +247,15 @@ class Simulation:
             size: bytes as nccl-tests counts them: of the whole result for all_gather.
 
         Raises:
-            UsageError: for another op, or when a cable is missing without which MLX has no world.
+            UsageError: for another op, a negative size, or when a cable is missing without which
+                MLX has no world.
         """
+        if not 0 <= size < math.inf:
+            raise UsageError(
+                f"A collective of {size} bytes cannot be simulated.",
+                why="a size is 0 bytes or more",
+                do='for example: simulation.time("all_sum", 1 << 20)',
+            )
         return self._program(op, size)[1](size).run().seconds
 
     def measure(self, sizes: Sequence[int] | None = None) -> Measurement:
@@ -254,16 +265,19 @@ class Simulation:
         Which draws they are follows from the seed.
 
         Args:
-            sizes: bytes of curves and collectives; None for 4 B to 256 MiB.
+            sizes: bytes of curves and collectives, 1 or more; None for 4 B to 256 MiB.
 
         Raises:
-            UsageError: when a cable is missing without which MLX has no world.
+            UsageError: for no sizes or one that is no number of bytes, or when a cable is missing
+                without which MLX has no world.
         """
         self._form()  # no use in measuring when there would be no world
-        chosen = tuple(SIZES if sizes is None else sorted(set(sizes)))
+        chosen = SIZES if sizes is None else _sizes(sizes)
         pairs = tuple(self._pairs(chosen))
         sweeps = tuple(self._sweep(op, chosen) for op in OPS)
         notes = [f"Simulated from {self.link.name}: {self.link.source}."]
+        if self._is_old:
+            notes.append(f"{OLD_CABLES[:1].upper()}{OLD_CABLES[1:]}.")
         if len(pairs) > DRAWN:
             notes.append(f"{len(pairs):,} pairs: equal ones share their figures.")
         chips = [self._device(host) for host in self.hosts.hosts]
@@ -279,6 +293,11 @@ class Simulation:
     def _device(self, host: PlannedHost) -> str:
         named = self.link.name not in ("loopback", "measured")
         return f"Apple {_chip(host).name}" if named else ""
+
+    @property
+    def _is_old(self) -> bool:
+        """Whether there is TCP over Thunderbolt 4."""
+        return self.link.name == "thunderbolt" and _old(self.hosts)
 
     def _form(self) -> Literal["mesh", "ring"]:
         """What MLX makes of the cables: a mesh if it can, else a ring in rank order."""
@@ -306,7 +325,8 @@ class Simulation:
         else:
             cables = None if large or not rdma else 1
         # The TCP ring goes both ways, too; 5.5 GB/s are about what both reach together (mlx#1985).
-        directions = 2 if rdma and large else 1
+        # Thunderbolt 4 has half of that for each.
+        directions = 2 if (rdma or self._is_old) and large else 1
         name = f"{op} {form} {cables} {directions}"
         if op == "sendrecv":
             return name, lambda size: traffic.send_receive(net, size, cables=cables)
@@ -455,10 +475,24 @@ def simulate(description: str | int, *, seed: int = 0) -> Simulation:
         UsageError: for an unknown chip or link, one that these Macs cannot have, a single host, or
             too many.
     """
-    if isinstance(description, int) or description.strip().isdigit():
+    if isinstance(description, bool) or not isinstance(description, (int, str)):
+        raise UsageError(
+            f"{description!r} does not describe hosts.",
+            why="a description is a text, or a whole number of ranks on this machine",
+            do=f"for example: {EXAMPLE}",
+        )
+    # Not isdigit, which is true of a raised 2.
+    if isinstance(description, int) or description.strip().isdecimal():
         count = int(description)
         if count < 2:
             raise _one_host(str(description))
+        if count > planned.MOST_RANKS:
+            raise UsageError(
+                f"{count:,} ranks on one machine are more than can be simulated, "
+                f"{planned.MOST_RANKS}.",
+                why="a number means ranks on one machine, which share its cores",
+                do=f'describe Macs for more: "{min(count, MOST_HOSTS)} x M3 Ultra, jaccl-ring"',
+            )
         local = planned.parse(count)
         network = Network.of_link(LOOPBACK, count, "ring")
         words = f"{count} ranks on one machine"
@@ -480,10 +514,9 @@ def simulate(description: str | int, *, seed: int = 0) -> Simulation:
     _check_cables(hosts, link, cables, generation, description)
     shape: Shape = "switch" if link.name in _ETHERNET else link.shape
     network = Network.of_link(link, len(hosts), shape, cables=cables)
-    if link.name == "thunderbolt":
+    if link.name == "thunderbolt" and _old(hosts):
         network = _within_rate(network, hosts)
-        if float(network.bandwidth.min()) < link.bandwidth:
-            reasons.append("a cable of Thunderbolt 4 carries 40 Gb/s at most")
+        reasons.append(OLD_CABLES)
     reason = "; ".join([f"{link.name}, {hosts.reason}", *reasons])
     words = str(hosts) if cables == 1 else f"{hosts}, {cables} cables"
     return Simulation(words, hosts, link, network, reason, seed)
@@ -546,6 +579,12 @@ def _hosts(parts: list[tuple[int, str]], options: list[str], text: str) -> Hosts
 
 
 def _check_cables(hosts: Hosts, link: Link, cables: int, generation: int | None, text: str) -> None:
+    if generation is not None and link.name in _ETHERNET:
+        raise UsageError(
+            f"{text!r} asks for Thunderbolt {generation} and for Ethernet.",
+            why=f"{link.name} is TCP over Ethernet, which uses no Thunderbolt cable",
+            do=f'leave one of them out; "..., ring, TB{generation}" is TCP over Thunderbolt',
+        )
     chips = {_chip(host).name: _chip(host) for host in hosts.hosts}
     for chip in chips.values():
         if generation is not None and chip.thunderbolt != generation:
@@ -573,17 +612,38 @@ def _check_cables(hosts: Hosts, link: Link, cables: int, generation: int | None,
         )
 
 
+OLD_CABLES = (
+    f"a cable of Thunderbolt 4 is taken to carry {100 * TCP_SHARE:.0f} % of its 40 Gb/s each way, "
+    "the share that TCP reaches on Thunderbolt 5"
+)
+
+
+def _old(hosts: Hosts) -> bool:
+    return any(_chip(host).thunderbolt < macs.THUNDERBOLT_5 for host in hosts.hosts)
+
+
 def _within_rate(network: Network, hosts: Hosts) -> Network:
-    """No cable faster than its hardware: the published figures are of sums, not of one cable."""
+    """No cable faster than what TCP makes of its hardware: of two ends, that of the older one."""
     rates = np.array([_THUNDERBOLT[_chip(host).thunderbolt] / 8 for host in hosts.hosts])
     bandwidth = network.bandwidth.copy()
     ranks = np.arange(len(hosts))
     after = (ranks + 1) % len(hosts)
-    slowest = np.minimum(rates[ranks], rates[after])[:, None]
+    slowest = TCP_SHARE * np.minimum(rates[ranks], rates[after])[:, None]
     for a, b in ((ranks, after), (after, ranks)):
         wires = network.wires(a, b)[0]
         bandwidth[wires] = np.minimum(bandwidth[wires], slowest)
     return attrs.evolve(network, bandwidth=bandwidth)
+
+
+def _sizes(asked: object) -> tuple[int, ...]:
+    found = list(asked) if isinstance(asked, Iterable) else []
+    if not found or not all(isinstance(size, (int, np.integer)) and size >= 1 for size in found):
+        raise UsageError(
+            f"measure(sizes={asked!r}) makes no sense.",
+            why="sizes are whole numbers of bytes, 1 or more",
+            do="for example: measure([64, 1 << 20]); measure() takes 4 B to 256 MiB",
+        )
+    return tuple(sorted({int(size) for size in found}))
 
 
 def _chip(host: PlannedHost) -> Chip:

@@ -11,6 +11,7 @@ import attrs
 from ..errors import UsageError
 from ..hostfile import LOCAL_NAMES, Hostfile
 from ..measure.record import Measurement
+from ..measure.tables import by_ranks
 from .facts import Facts, Interface
 from .topology import KINDS, Kind, Link, Node, Topology
 
@@ -65,8 +66,9 @@ def build(
         for rank in range(size)
     )
     links = []
+    pairs = by_ranks(measured) if measured is not None else {}
     for a, b in combinations(range(size), 2):
-        pair = measured.pair(a, b) if measured is not None else None
+        pair = pairs.get((a, b))
         ways = list(_ways(hostfile, a, b, known[a], known[b]))
         if not ways and (backend == "ring" and neighbours(a, b, size)):
             ways = [_Way("unknown", why="neighbours in the ring")]

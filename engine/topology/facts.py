@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -363,12 +365,18 @@ class Prober:
         self._mac = platform == "darwin"
         self._known = _Known()
         self._looking: Future[None] | None = None
+        self._began = -math.inf  # the last look
         self._lock = threading.Lock()
 
-    def begin(self) -> Future[None]:
-        """Look anew, as cables can be moved; join the look that is under way, if there is one."""
+    def begin(self, age: float = 0.0) -> Future[None]:
+        """Look anew, as cables can be moved, unless the last look is at most `age` seconds old.
+
+        Joins the look that is under way, if there is one.
+        """
         with self._lock:
-            if self._looking is None or self._looking.done():
+            old = time.monotonic() - self._began > age
+            if self._looking is None or (self._looking.done() and old):
+                self._began = time.monotonic()
                 self._looking = Future()
                 self._looking.set_running_or_notify_cancel()  # nobody who waits can cancel it
                 threading.Thread(

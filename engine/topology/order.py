@@ -19,6 +19,7 @@ Matrix = npt.NDArray[np.float64]
 EXACT = 16  # ranks, at most; every further one doubles the time
 COMPILED = 15  # ranks from which compiling, 1 to 2 s, costs less than it saves
 RESTARTS = 20  # of a search for a ring that need not exist
+GUESSES = 200  # of the search that rules links out, before it gives up
 SAME = 1e-9  # relative difference below which two orders are as good
 
 
@@ -58,25 +59,35 @@ def best_ring(speeds: Matrix | Sequence[Sequence[float]] | Topology) -> RingOrde
 
     Up to 16 ranks this is exact: the dynamic programme of Held and Karp (1962) over all subsets.
     For more it is a heuristic: a ring of links above a threshold, which is raised as long as one is
-    found (by rotations: Posa 1976), then improved by exchanging two links (2-opt: Croes 1958).
+    found (by rotations: Posa 1976; then by ruling out links that no ring can have), then improved
+    by exchanging two links (2-opt: Croes 1958).
 
     Args:
         speeds: bytes/s from rank a (row) to rank b (column), 0 or NaN where there is no link, or a
             topology. Of the two directions the slower one counts.
 
     Raises:
-        ValueError: when the matrix is not square.
+        ValueError: when the matrix is empty or not square, or a bandwidth is infinite or negative.
     """
     if isinstance(speeds, Topology):
         found, basis = bandwidths(speeds)
         ring = best_ring(found)
         known = ring.slowest if basis != NO_SPEEDS else None
         return attrs.evolve(ring, slowest=known, basis=basis)
-    rates = np.nan_to_num(np.asarray(speeds, float), nan=0.0, posinf=0.0, neginf=0.0)
+    rates = np.array(speeds, float)
+    if rates.size == 0:
+        raise ValueError("the matrix of bandwidths is empty: there are no ranks to put in order")
     if rates.ndim != 2 or rates.shape[0] != rates.shape[1]:
         raise ValueError(f"a matrix of bandwidths is square, not {rates.shape}")
-    rates = np.minimum(rates, rates.T)
     np.fill_diagonal(rates, 0.0)
+    rates[np.isnan(rates)] = 0.0
+    if odd := np.argwhere(np.isinf(rates) | (rates < 0)).tolist():
+        a, b = odd[0]
+        raise ValueError(
+            f"the bandwidth from rank {a} to rank {b} is {rates[a, b]:g}, and a bandwidth is "
+            "finite and not negative; 0 means that there is no link"
+        )
+    rates = np.minimum(rates, rates.T)
     size = len(rates)
     if size <= 1:
         return RingOrder(tuple(range(size)), why="one rank is a ring by itself")
@@ -87,7 +98,7 @@ def best_ring(speeds: Matrix | Sequence[Sequence[float]] | Topology) -> RingOrde
         cost = 1.0 / rates
     order, why = _exact(cost) if size <= EXACT else _searched(cost)
     if order is None:
-        return RingOrder(None, exact=size <= EXACT, why=why)
+        return RingOrder(None, exact=why == NO_ORDER, why=why)
     order = _tidy(order, cost)
     slowest = max(steps(order), key=lambda step: float(cost[step]))
     low, high = sorted(slowest)
@@ -97,6 +108,7 @@ def best_ring(speeds: Matrix | Sequence[Sequence[float]] | Topology) -> RingOrde
 # -- speeds of a topology --------------------------------------------------------------------------
 
 NO_SPEEDS = "links alone: no speed is known"
+NO_ORDER = "no order of the ranks makes a ring"
 
 
 def bandwidths(topology: Topology) -> tuple[Matrix, str]:
@@ -169,13 +181,19 @@ def reach(links: npt.NDArray[np.bool_], start: int) -> set[int]:
 
 def has_ring(links: npt.NDArray[np.bool_]) -> bool:
     """Whether a ring over all ranks is found; up to 16 ranks, whether there is one."""
+    return bool(ring_exists(links))
+
+
+def ring_exists(links: npt.NDArray[np.bool_]) -> bool | None:
+    """Whether there is a ring over all ranks; None, above 16 ranks, when a search cannot tell."""
     size = len(links)
     if size <= 1 or all(links[step] for step in steps(tuple(range(size)))):
         return True
     if impossible(links):
         return False
     if size > EXACT:
-        return _rotated(links) is not None
+        ring, sure = _any_ring(links)
+        return True if ring is not None else False if sure else None
     # For each set of ranks that a path from rank 0 visits, as bits: where it can end.
     near = [sum(1 << int(other) for other in np.flatnonzero(row)) for row in links]
     ends = [0] * (1 << size)
@@ -193,7 +211,7 @@ def has_ring(links: npt.NDArray[np.bool_]) -> bool:
 def _exact(cost: Matrix) -> tuple[tuple[int, ...] | None, str]:
     order = cheapest_ring(cost, True)
     if order is None:
-        return None, "no order of the ranks makes a ring"
+        return None, NO_ORDER
     limit = max(float(cost[step]) for step in steps(order))
     order = cheapest_ring(np.where(cost <= limit, cost, np.inf), False)
     return order, "the best of all orders"
@@ -256,18 +274,18 @@ def _fill(cost: Matrix, worst: bool, best: Matrix, before: npt.NDArray[np.int64]
 
 
 def _searched(cost: Matrix) -> tuple[tuple[int, ...] | None, str]:
-    order = _rotated(np.isfinite(cost))
+    order, sure = _any_ring(np.isfinite(cost))
     if order is None:
-        return None, (
-            f"a search with {RESTARTS} starts found no ring; above {EXACT} ranks not all orders "
-            "are tried, so there may be one"
+        return None, NO_ORDER if sure else (
+            f"a search found no ring; above {EXACT} ranks not all orders are tried, so there may "
+            "be one"
         )
     limits = np.unique(cost[np.isfinite(cost)])
     low, high = 0, int(np.searchsorted(limits, max(cost[step] for step in steps(order))))
     while low < high:
         middle = (low + high) // 2
         links = cost <= limits[middle]
-        found = None if impossible(links) else _rotated(links)
+        found = None if impossible(links) else _any_ring(links)[0]
         if found is None:
             low = middle + 1
         else:
@@ -275,6 +293,105 @@ def _searched(cost: Matrix) -> tuple[tuple[int, ...] | None, str]:
             high = int(np.searchsorted(limits, max(cost[step] for step in steps(order))))
     order = _two_opt(order, np.where(cost <= limits[high], cost, np.inf))
     return order, f"found by a search: above {EXACT} ranks not all orders are tried"
+
+
+def _any_ring(links: npt.NDArray[np.bool_]) -> tuple[tuple[int, ...] | None, bool]:
+    """A ring over these links or None, and whether that is certain.
+
+    Rotations find one where there are many, ruling out links where there are few.
+    """
+    ring = _rotated(links)
+    return (ring, True) if ring is not None else _ruled_out(links)
+
+
+class _Choice:
+    """The links that a ring may have and those that it must have, as far as they follow."""
+
+    def __init__(self, may: list[set[int]], must: list[set[int]], ends: list[int]) -> None:
+        self.may = may
+        self.must = must
+        self.ends = ends  # of the path that a rank ends, the other end
+        self.count = sum(map(len, must)) // 2
+
+    def copy(self) -> _Choice:
+        return _Choice([set(each) for each in self.may], [set(each) for each in self.must],
+                       list(self.ends))  # fmt: skip
+
+    def settle(self, ranks: list[int]) -> bool:
+        """Draw all conclusions for these ranks; False when no ring is left."""
+        while ranks:
+            rank = ranks.pop()
+            may, must = self.may[rank], self.must[rank]
+            if len(may) < 2:
+                return False
+            if len(must) == 2:
+                for other in may - must:
+                    self.drop(rank, other, ranks)
+            elif len(may) == 2:
+                for other in may - must:
+                    if not self.take(rank, other, ranks):
+                        return False
+        return True
+
+    def drop(self, a: int, b: int, ranks: list[int]) -> None:
+        self.may[a].discard(b)
+        self.may[b].discard(a)
+        ranks += [a, b]
+
+    def take(self, a: int, b: int, ranks: list[int]) -> bool:
+        """The ring has this link; False when that is not possible."""
+        if len(self.must[a]) == 2 or len(self.must[b]) == 2:
+            return False
+        size = len(self.may)
+        first, last = self.ends[a], self.ends[b]
+        if first == b and self.count < size - 1:
+            return False  # it would close before all ranks are on it
+        self.must[a].add(b)
+        self.must[b].add(a)
+        self.count += 1
+        ranks += [a, b]
+        self.ends[first], self.ends[last] = last, first
+        if self.count < size - 1 and last not in self.must[first]:
+            self.drop(first, last, ranks)
+        return True
+
+
+def _ruled_out(links: npt.NDArray[np.bool_]) -> tuple[tuple[int, ...] | None, bool]:
+    """A ring or None, and whether that is certain: by ruling out links that no ring can have.
+
+    A rank with two links left needs both, one that has both needs no other, and none may close a
+    part of a ring. Where nothing follows, a link is guessed, and given up when it leads nowhere.
+    """
+    size = len(links)
+    near = [{int(other) for other in np.flatnonzero(row)} for row in links]
+    choice = _Choice(near, [set() for _ in near], list(range(size)))
+    open_choices = [choice] if choice.settle(list(range(size))) else []
+    for _ in range(GUESSES):
+        if not open_choices:
+            return None, True
+        now = open_choices[-1]
+        if now.count == size:
+            return _walked(now.must), True
+        # A path grows at its end; there, where the fewest links are left.
+        undecided = [rank for rank in range(size) if len(now.must[rank]) < 2]
+        rank = min(undecided, key=lambda each: (not now.must[each], len(now.may[each])))
+        other = min(now.may[rank] - now.must[rank], key=lambda each: (len(now.may[each]), each))
+        with_it, ranks = now.copy(), list[int]()
+        now.drop(rank, other, ranks)
+        if not now.settle(ranks):
+            open_choices.pop()
+        ranks = []
+        if with_it.take(rank, other, ranks) and with_it.settle(ranks):
+            open_choices.append(with_it)
+    return None, not open_choices
+
+
+def _walked(must: list[set[int]]) -> tuple[int, ...]:
+    order = [0]
+    while len(order) < len(must):
+        following = must[order[-1]] - {order[-2]} if len(order) > 1 else must[0]
+        order.append(min(following))
+    return tuple(order)
 
 
 def _rotated(links: npt.NDArray[np.bool_]) -> tuple[int, ...] | None:

@@ -9,42 +9,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
 
-from ..errors import UsageError
-from .topology import Topology
-
 T = TypeVar("T")
-
-
-def read_topology(facts: object) -> Topology:
-    """A Topology that came as JSON, from `Topology.as_json`. Raises UsageError for anything else.
-
-    Names that a later version has added are passed over.
-    """
-    try:
-        found = structured(Topology, facts)
-        _check(found)
-    except ValueError as error:
-        raise UsageError(
-            f"This is not a topology: {error}.",
-            why="a topology comes from Topology.as_json(), with its nodes and links",
-            do="%topology shows that of the running cluster",
-        ) from None
-    return found
-
-
-def _check(topology: Topology) -> None:
-    if not topology.nodes:
-        raise ValueError("it has no nodes")
-    for at, node in enumerate(topology.nodes):
-        if node.rank != at:
-            raise ValueError(f"node {at} is of rank {node.rank}")
-    seen = set()
-    for link in topology.links:
-        if not 0 <= link.a < link.b < topology.size:
-            raise ValueError(f"a link joins {link.a} and {link.b} of {topology.size} ranks")
-        if (link.a, link.b) in seen:
-            raise ValueError(f"there are two links between {link.a} and {link.b}")
-        seen.add((link.a, link.b))
 
 
 def structured(record: type[T], data: object) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
@@ -12,23 +12,40 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from ..measure.outliers import Outlier, standing_out
 from ..measure.record import Pair
+from ..plan.hosts import MESH_MOST
 from ..units import rate_text, time_text
-from .order import NO_SPEEDS, bandwidths, best_ring, cheapest_ring, has_ring, reach, steps
-from .topology import Link, Topology
+from .order import (
+    EXACT,
+    NO_SPEEDS,
+    bandwidths,
+    best_ring,
+    cheapest_ring,
+    has_ring,
+    reach,
+    ring_exists,
+    steps,
+)
+from .topology import Kind, Link, Topology
 
 Name = Literal["one", "mesh", "ring", "line", "star", "partial mesh", "parts"]
 
-MESH_MOST = 8  # MESH_MAX_PEERS of MLX
 LISTED = 6  # things that a sentence names one by one
 THUNDERBOLT_4, THUNDERBOLT_5 = 40e9, 80e9  # bits/s of one cable, one way
 FAR_BELOW = 0.5  # of the negotiated rate; TCP over Thunderbolt reaches 55 %, RDMA 63 %
-SLOW = 1 / 3  # of the median of its peers
+FEW_MISSING = 2  # cables that keep a wiring from being a mesh, if one was meant
+MANY = 64  # ranks, of more the pairs without a link are not listed
 LOPSIDED = 1.5  # one direction to the other
 WORTH_A_CHANGE = 1.5  # how much faster another order must be
 
 Pairs = Sequence[tuple[int, int]]
-Faults = list[tuple[Link, str]]  # what is wrong with which link, and what to do
+Graph = npt.NDArray[np.bool_]
+
+WORDS: dict[Kind, str] = {
+    "rdma": "RDMA", "thunderbolt": "Thunderbolt", "ethernet": "Ethernet", "wifi": "Wi-Fi",
+    "loopback": "loopback", "unknown": "",
+}  # fmt: skip
 
 
 @attrs.frozen
@@ -37,9 +54,10 @@ class Shape:
 
     `name` is "one" (rank), "mesh" (each linked to each), "ring" (some order of the ranks closes
     one), "line", "star" (all linked to one), "parts" (not connected) or "partial mesh" (none of
-    these). Two or three ranks that are a mesh are a ring, too: see `ring`. `backends` are those
-    that the links allow, perhaps with the ranks in another order. `missing` are the pairs without a
-    link that a mesh would need, `faulty` those whose link is slow or of the wrong kind, and
+    these). Two or three ranks that are a mesh are a ring, too: see `ring`, which above 16 ranks is
+    False also where a search found none. `backends` are those that the links allow, perhaps with
+    the ranks in another order. `missing` are the pairs without a link that a mesh would need (of
+    at most 64 ranks), `faulty` those whose link measured badly or is not what it should be, and
     `sentences` say everything that is wrong, and what to do. `cabled` is whether it is the shape of
     cables, `size` the number of ranks.
     """
@@ -75,27 +93,28 @@ def shape(topology: Topology) -> Shape:
     if size == 1:
         return Shape("one", True, _allowed(topology))
     cables = _cables(topology)
-    name = _name(cables)
-    missing = tuple((a, b) for a, b in combinations(range(size), 2) if not cables[a, b])
+    pairs = combinations(range(size if size <= MANY else 0), 2)
+    missing = tuple((a, b) for a, b in pairs if not cables[a, b])
     ring = has_ring(cables)
-    looks = (_old_cables, _not_by_cable, _far_below, _slow, _late, _lopsided)
-    found = [look(topology) for look in looks]
+    faults = _faults(topology)
+    parts = _parts(topology, cables)
     words = [
         *_silent(topology),
-        *_parts(topology, cables),
+        *parts,
         *_no_cable(topology, missing, ring),
         *_too_few(topology, cables, ring),
         *_too_many(topology),
         *_without_rdma(topology),
-        *(said for faults in found for said in _shortened([words for _, words in faults])),
-        *_order(topology),
+        *_slower_kinds(topology, faults, bool(parts)),
+        *_told(topology, faults),
+        *(_crossings(topology) or _order(topology)),
     ]
     return Shape(
-        name=name,
+        name=_name(cables, ring),
         ring=ring,
         backends=_allowed(topology),
         missing=missing,
-        faulty=tuple(sorted({(link.a, link.b) for faults in found for link, _ in faults})),
+        faulty=tuple(sorted((fault.link.a, fault.link.b) for fault in faults)),
         sentences=tuple(words),
         cabled=any(link.cabled for link in topology.links),
         size=size,
@@ -105,15 +124,28 @@ def shape(topology: Topology) -> Shape:
 # -- graphs ----------------------------------------------------------------------------------------
 
 
-def _graph(topology: Topology, links: Iterable[Link]) -> npt.NDArray[np.bool_]:
+def _graph(topology: Topology, links: Iterable[Link]) -> Graph:
     graph = np.zeros((topology.size, topology.size), bool)
     for link in links:
         graph[link.a, link.b] = graph[link.b, link.a] = True
     return graph
 
 
-def _cables(topology: Topology) -> npt.NDArray[np.bool_]:
-    """Who is linked by Thunderbolt, or runs on one host; without any cable, who is linked."""
+def _hosts(topology: Topology) -> list[int]:
+    """Of each rank, the first rank on its host."""
+    first = list(range(topology.size))
+    for link in sorted(topology.links, key=lambda link: (link.a, link.b)):
+        if link.kind == "loopback":
+            low, high = sorted((first[link.a], first[link.b]))
+            first = [low if each == high else each for each in first] if low < high else first
+    return first
+
+
+def _cables(topology: Topology) -> Graph:
+    """Who is linked by Thunderbolt, or runs on one host; without any cable, who is linked.
+
+    A cable between two hosts links all their ranks.
+    """
     if not any(link.cabled for link in topology.links):
         return _graph(topology, topology.links)
 
@@ -122,21 +154,33 @@ def _cables(topology: Topology) -> npt.NDArray[np.bool_]:
         known = not (_is_silent(topology, link.a) or _is_silent(topology, link.b))
         return link.cabled or link.kind == "loopback" or not known
 
-    return _graph(topology, filter(counts, topology.links))
+    return _shared(topology, _graph(topology, filter(counts, topology.links)))
+
+
+def _shared(topology: Topology, graph: Graph) -> Graph:
+    """The same, with what links two ranks linking all of their hosts' ranks."""
+    hosts = np.array(_hosts(topology))
+    if len(set(hosts.tolist())) == len(hosts):
+        return graph
+    on = hosts[:, None] == np.arange(len(hosts))  # rank, host
+    between = (on.T.astype(np.int64) @ graph @ on) > 0
+    shared: Graph = between[np.ix_(hosts, hosts)] | (hosts[:, None] == hosts)
+    np.fill_diagonal(shared, False)
+    return shared
 
 
 def _is_silent(topology: Topology, rank: int) -> bool:
     return topology.nodes[rank].silent and not topology.simulated
 
 
-def _name(graph: npt.NDArray[np.bool_]) -> Name:
+def _name(graph: Graph, ring: bool) -> Name:
     size = len(graph)
     degrees = sorted(int(degree) for degree in graph.sum(axis=1))
     if len(reach(graph, 0)) < size:
         return "parts"
     if degrees[0] == size - 1:
         return "mesh"
-    if has_ring(graph):
+    if ring:
         return "ring"
     if degrees[-1] <= 2:
         return "line"
@@ -146,9 +190,9 @@ def _name(graph: npt.NDArray[np.bool_]) -> Name:
 
 
 def _allowed(topology: Topology) -> tuple[str, ...]:
-    """The backends that the links allow; the one that runs is one of them."""
+    """The backends that the links allow."""
     size = topology.size
-    rdma = _graph(topology, (x for x in topology.links if "rdma" in (x.kind, *x.besides)))
+    rdma = _graph(topology, filter(_has_rdma, topology.links))
     linked = _graph(topology, topology.links)
     pairs = size * (size - 1)
     allowed = {
@@ -157,8 +201,11 @@ def _allowed(topology: Topology) -> tuple[str, ...]:
         "ring": has_ring(linked),
         "mpi": linked.sum() == pairs,
     }
-    allowed |= {topology.backend: True} if topology.backend else {}
     return tuple(name for name, possible in allowed.items() if possible)
+
+
+def _has_rdma(link: Link) -> bool:
+    return "rdma" in (link.kind, *link.besides)
 
 
 # -- words -----------------------------------------------------------------------------------------
@@ -174,6 +221,13 @@ def _listed(things: Sequence[str], what: str = "") -> str:
 
 def _names(topology: Topology, ranks: Iterable[int]) -> str:
     return _listed([topology.name(rank) for rank in ranks])
+
+
+def _host_name(topology: Topology, rank: int) -> str:
+    """What to call the host of a rank: by its name where no other has the same."""
+    hosts, name = _hosts(topology), topology.nodes[rank].host
+    there = {hosts[node.rank] for node in topology.nodes if node.host == name}
+    return name if name and len(there) == 1 else topology.name(rank)
 
 
 def _pair(topology: Topology, link: Link) -> str:
@@ -206,13 +260,14 @@ def _plugs(topology: Topology, pairs: Pairs) -> str:
     for a, b in pairs:
         if free[a] and free[b]:
             orders.append(
-                f"{free[a].pop(0)} of {topology.name(a)} to {free[b].pop(0)} of {topology.name(b)}"
+                f"{free[a].pop(0)} of {_host_name(topology, a)} to {free[b].pop(0)} of "
+                f"{_host_name(topology, b)}"
             )
         else:
             full += [rank for rank in (a, b) if not free[rank]]
     words = f" Plug {_listed(orders, 'cables')}." if orders else ""
     if full:
-        names = dict.fromkeys(topology.name(rank) for rank in full)
+        names = dict.fromkeys(_host_name(topology, rank) for rank in full)
         has = "has" if len(names) == 1 else "have"
         more = " more" if orders else ""
         words += f" {_listed(list(names))} {has} no{more} free Thunderbolt port."
@@ -231,7 +286,7 @@ def _silent(topology: Topology) -> list[str]:
     return [words]
 
 
-def _parts(topology: Topology, cables: npt.NDArray[np.bool_]) -> list[str]:
+def _parts(topology: Topology, cables: Graph) -> list[str]:
     parts: list[list[int]] = []
     for rank in range(topology.size):
         if not any(rank in part for part in parts):
@@ -252,17 +307,24 @@ def _parts(topology: Topology, cables: npt.NDArray[np.bool_]) -> list[str]:
 
 
 def _no_cable(topology: Topology, missing: Pairs, ring: bool) -> list[str]:
-    """What a mesh lacks, where there are cables that could be part of one."""
-    size = topology.size
-    found = [(a, b) for a, b in missing if not (_is_silent(topology, a) or _is_silent(topology, b))]
+    """What a mesh lacks, where it is one that was meant."""
+    hosts = _hosts(topology)
+    found = [
+        (a, b)
+        for a, b in missing
+        if (hosts[a], hosts[b]) == (a, b)
+        and not (_is_silent(topology, a) or _is_silent(topology, b))
+    ]
+    meant = topology.backend == "jaccl" or (not topology.backend and len(found) <= FEW_MISSING)
     cabled = any(link.cabled for link in topology.links)
-    if not found or not cabled or size > MESH_MOST or _all_old(topology):
+    if not (found and meant and cabled) or topology.size > MESH_MOST or _all_old(topology):
         return []
-    texts = [f"{topology.name(a)} and {topology.name(b)}" for a, b in found]
-    then = "a ring is possible" if ring else "a ring is not possible either"
+    texts = [f"{_host_name(topology, a)} and {_host_name(topology, b)}" for a, b in found]
+    then = "a ring is possible" if ring else "a ring of cables is not possible either"
     if len(found) > LISTED:
+        count = len(set(hosts))
         head = (
-            f"{len(found)} of {size * (size - 1) // 2} pairs have no cable, such as {texts[0]}, "
+            f"{len(found)} of {count * (count - 1) // 2} pairs have no cable, such as {texts[0]}, "
             f"or {texts[-1]} (.shape.missing has all of them)"
         )
     else:
@@ -272,26 +334,41 @@ def _no_cable(topology: Topology, missing: Pairs, ring: bool) -> list[str]:
     return [f"{head}: jaccl needs a full mesh; {then}.{plugs}"]
 
 
-def _too_few(topology: Topology, cables: npt.NDArray[np.bool_], ring: bool) -> list[str]:
-    """Who keeps the cables from being a ring, and what would close one."""
-    size = topology.size
+def _too_few(topology: Topology, cables: Graph, ring: bool) -> list[str]:
+    """Which hosts keep the cables from being a ring, and what would close one."""
     # The cables of a rank that was not asked may be what is missing.
-    if ring or size < 3 or any(_is_silent(topology, rank) for rank in range(size)):
+    if ring or any(_is_silent(topology, rank) for rank in range(topology.size)):
         return []
-    what = "cable" if any(link.cabled for link in topology.links) else "link"
+    hosts = sorted(set(_hosts(topology)))
+    cables = cables[np.ix_(hosts, hosts)]
+    if len(hosts) < 3:
+        return []
+    cabled = any(link.cabled for link in topology.links)
+    what, a_ring = ("cable", "a ring of cables") if cabled else ("link", "a ring")
     degrees = cables.sum(axis=1)
+
+    def names(degree: int) -> list[str]:
+        return [
+            _host_name(topology, host)
+            for host, count in zip(hosts, degrees, strict=True)
+            if count == degree
+        ]
+
     words = []
-    if alone := [rank for rank in range(size) if degrees[rank] == 0]:
+    if alone := names(0):
         has = "has" if len(alone) == 1 else "have"
-        words.append(f"{_names(topology, alone)} {has} no {what}: a ring needs two.")
-    if ends := [rank for rank in range(size) if degrees[rank] == 1]:
+        words.append(f"{_listed(alone)} {has} no {what}: {a_ring} needs two.")
+    if ends := names(1):
         hang, each = ("hangs", "") if len(ends) == 1 else ("hang", " each")
-        words.append(f"{_names(topology, ends)} {hang} on one {what}{each}: a ring needs two.")
+        words.append(f"{_listed(ends)} {hang} on one {what}{each}: {a_ring} needs two.")
+    if not words and ring_exists(cables) is None:
+        unsure = f"above {EXACT} ranks not all orders are tried, so there may be one"
+        return [f"No ring of these {what}s was found; {unsure}."]
     if not words:
         words.append(f"No order of the ranks makes a ring of these {what}s.")
-    new = closing(cables)
-    if new and what == "cable":
-        texts = [f"{topology.name(a)} and {topology.name(b)}" for a, b in new]
+    new = [(hosts[a], hosts[b]) for a, b in closing(cables)]
+    if new and cabled:
+        texts = [f"{_host_name(topology, a)} and {_host_name(topology, b)}" for a, b in new]
         cables_are = "A cable" if len(new) == 1 else f"{len(new)} cables"
         close = "closes" if len(new) == 1 else "close"
         words[-1] += f" {cables_are} between {', and between '.join(texts)} {close} one."
@@ -299,7 +376,7 @@ def _too_few(topology: Topology, cables: npt.NDArray[np.bool_], ring: bool) -> l
     return words
 
 
-def closing(links: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+def closing(links: Graph) -> list[tuple[int, int]]:
     """The fewest new links that make a ring possible; [] for more ranks than can be tried."""
     if len(links) > MESH_MOST:
         return []
@@ -309,29 +386,12 @@ def closing(links: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def _too_many(topology: Topology) -> list[str]:
-    rdma = [link for link in topology.links if "rdma" in (link.kind, *link.besides)]
+    rdma = list(filter(_has_rdma, topology.links))
     size = topology.size
-    if size <= MESH_MOST or len(rdma) < size * (size - 1) / 2:
+    meant = topology.backend in ("", "jaccl")
+    if not meant or size <= MESH_MOST or len(rdma) < size * (size - 1) / 2:
         return []
     return [f"jaccl joins at most {MESH_MOST} ranks, these are {size}: use --backend jaccl-ring."]
-
-
-def _old_cables(topology: Topology) -> Faults:
-    """Thunderbolt 4 among 5, or where RDMA is to run."""
-    rates = {link: _per_cable(link) for link in topology.links}
-    new = [rate for rate in rates.values() if rate is not None and rate >= THUNDERBOLT_5]
-    found: Faults = []
-    for link, rate in rates.items():
-        if rate is None or rate > THUNDERBOLT_4 or not (new or link.kind == "rdma"):
-            continue
-        others = f", where others have {max(new) / 1e9:g}" if new else ""
-        words = (
-            f"{_pair(topology, link)} runs at {rate / 1e9:g} Gb/s{others}: that is Thunderbolt 4, "
-            "and jaccl needs Thunderbolt 5. Use a Thunderbolt 5 cable; if one of the two Macs has "
-            "no Thunderbolt 5, use --backend ring."
-        )
-        found.append((link, words))
-    return found
 
 
 def _without_rdma(topology: Topology) -> list[str]:
@@ -339,12 +399,12 @@ def _without_rdma(topology: Topology) -> list[str]:
     links = [
         link
         for link in topology.links
-        if (_per_cable(link) or 0) >= THUNDERBOLT_5 and "rdma" not in (link.kind, *link.besides)
+        if (_per_cable(link) or 0) >= THUNDERBOLT_5 and not _has_rdma(link)
     ]
     if not links or topology.simulated:
         return []
-    pairs = _listed([_pair(topology, link) for link in links], "links")
-    verb = "is" if len(links) == 1 else "are"
+    pairs, several = _links(topology, links)
+    verb = "are" if several else "is"
     words = (
         f"{pairs} {verb} Thunderbolt 5, but the hostfile names no RDMA devices there: jaccl and "
         "jaccl-ring need them. `rdma_ctl status` on both Macs says whether RDMA is enabled; "
@@ -353,96 +413,317 @@ def _without_rdma(topology: Topology) -> list[str]:
     return [words]
 
 
-def _not_by_cable(topology: Topology) -> Faults:
+def _links(topology: Topology, links: Sequence[Link]) -> tuple[str, bool]:
+    """The links by name, each cable once, and whether there are several."""
+    hosts = _hosts(topology)
+    each = {_cable(hosts, link): link for link in reversed(links)}
+    names = [_pair(topology, link) for link in reversed(each.values())]
+    return _listed(names, "links"), len(names) > 1
+
+
+def _cable(hosts: Sequence[int], link: Link) -> tuple[int, int]:
+    """The hosts at both ends: what their ranks share."""
+    a, b = sorted((hosts[link.a], hosts[link.b]))
+    return a, b
+
+
+# -- what is wrong with a link ---------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Fault:
+    """Everything that is wrong with one link.
+
+    `cabling` says that the cable is an old one ("at 40 Gb/s, ..."), or another way in use than the
+    cable, and `advice` what to do about that; `carries` and `takes` are what is odd in its
+    bandwidth and its latency.
+    """
+
+    link: Link
+    cabling: str = ""
+    advice: str = ""
+    carries: str = ""
+    takes: str = ""
+
+
+def _faults(topology: Topology) -> list[_Fault]:
+    outliers = _outliers(topology)
+    found = []
+    for link in topology.links:
+        cabling, advice = _old_cable(topology, link) or _idle_cable(link) or ("", "")
+        carries, takes = _odd(link, outliers.get((link.a, link.b), {}))
+        if cabling or carries or takes:
+            found.append(_Fault(link, cabling, advice, carries, takes))
+    return found
+
+
+def _old_cable(topology: Topology, link: Link) -> tuple[str, str] | None:
+    """Thunderbolt 4 among 5, or where RDMA is to run; simulated Macs have what was asked for."""
+    rate = _per_cable(link)
+    if rate is None or rate > THUNDERBOLT_4 or topology.simulated:
+        return None
+    best = max(_per_cable(each) or 0.0 for each in topology.links)
+    if best < THUNDERBOLT_5 and link.kind != "rdma":
+        return None
+    others = f", where others have {best / 1e9:g}" if best >= THUNDERBOLT_5 else ""
+    cabling = f"at {rate / 1e9:g} Gb/s{others}: that is Thunderbolt 4"
+    if topology.backend in ("ring", "mpi"):
+        return cabling, "If both Macs have Thunderbolt 5, use a Thunderbolt 5 cable."
+    return f"{cabling}, and jaccl needs Thunderbolt 5", (
+        "Use a Thunderbolt 5 cable; if one of the two Macs has no Thunderbolt 5, use --backend "
+        "ring."
+    )
+
+
+def _idle_cable(link: Link) -> tuple[str, str] | None:
     """Ethernet or Wi-Fi is in use, and Thunderbolt lies idle."""
-    links = [link for link in topology.links if link.kind in ("ethernet", "wifi") and link.cabled]
-    found: Faults = []
-    for link in links:
-        kind = "Wi-Fi" if link.kind == "wifi" else "Ethernet"
-        words = (
-            f"{_pair(topology, link)} uses {kind}, though a Thunderbolt cable joins the two: the "
-            "addresses in the hostfile lead that way. mlx.distributed_config --over thunderbolt "
-            "writes one that uses the cable."
-        )
-        found.append((link, words))
+    if link.kind not in ("ethernet", "wifi") or not link.cabled:
+        return None
+    cabling = (
+        f"{WORDS[link.kind]}, though a Thunderbolt cable joins the two: the addresses in the "
+        "hostfile lead that way"
+    )
+    return cabling, "mlx.distributed_config --over thunderbolt writes one that uses the cable."
+
+
+def _sort(link: Link) -> tuple[str, str]:
+    """What can be compared: a plain socket is not with RDMA, nor Ethernet with Thunderbolt."""
+    return link.kind, link.measured.via if link.measured is not None else ""
+
+
+def _measured(topology: Topology) -> list[tuple[Link, Pair]]:
+    """The links between hosts that were measured."""
+    return [
+        (link, link.measured)
+        for link in topology.links
+        if link.measured is not None and link.kind != "loopback"
+    ]
+
+
+def _outliers(topology: Topology) -> dict[tuple[int, int], dict[str, Outlier]]:
+    """The pairs that stand out among links of their sort: by "bandwidth", by "latency"."""
+    sorts: dict[tuple[str, str], list[Pair]] = defaultdict(list)
+    for link, pair in _measured(topology):
+        sorts[_sort(link)].append(attrs.evolve(pair, a=link.a, b=link.b))
+    found: dict[tuple[int, int], dict[str, Outlier]] = defaultdict(dict)
+    for pairs in sorts.values():
+        # One alone would be compared with itself: its two directions.
+        for each in standing_out(pairs) if len(pairs) > 1 else ():
+            found[each.pair.a, each.pair.b][each.metric] = each
     return found
 
 
-def _far_below(topology: Topology) -> Faults:
-    found: Faults = []
-    for link in topology.links:
-        part = link.part_of_rate
-        if part is None or part >= FAR_BELOW or link.measured is None or not link.negotiated:
+def _is_below(link: Link) -> bool:
+    """Whether it carries far less than was negotiated, which Wi-Fi always does."""
+    part = link.part_of_rate
+    return part is not None and part < FAR_BELOW and link.kind != "wifi"
+
+
+def _odd(link: Link, outliers: Mapping[str, Outlier]) -> tuple[str, str]:
+    """What is odd in the bandwidth of a link and in its latency, or ""."""
+    pair = link.measured
+    if pair is None or link.kind == "loopback":
+        return "", ""
+    there, back = pair.forward.p50, pair.backward.p50
+    lopsided = max(there, back) > LOPSIDED * min(there, back)
+    slow, late = outliers.get("bandwidth"), outliers.get("latency")
+    carries = takes = ""
+    such = f"{WORDS[link.kind]} links".strip()
+    if lopsided or slow or _is_below(link):
+        carries = f"carries {rate_text(pair.bandwidth)}"
+        if lopsided:
+            carries = f"carries {rate_text(there)} there and {rate_text(back)} back"
+        if _is_below(link):
+            part, rate = link.part_of_rate or 0.0, link.negotiated or 0.0
+            its = f"its {link.cables} cables have" if link.cables > 1 else "it has"
+            carries += f", {100 * part:.0f} % of the {rate / 1e9:g} Gb/s that {its} negotiated"
+        if slow:
+            usual = rate_text(slow.usual)
+            carries += f", where the median of {slow.count} {such} is {usual}"
+    if late:
+        of = "their median" if slow else f"the median of {late.count} {such}"
+        takes = f"takes {time_text(late.value)} one way, where {of} is {time_text(late.usual)}"
+    return carries, takes
+
+
+def _advice(link: Link, host: str = "") -> str:
+    """What to do about a link that measured badly, or about most of a host's."""
+    if link.kind == "wifi":
+        return f"{'They are' if host else 'It is'} Wi-Fi: a cable would be faster."
+    busy = f"See whether {host or 'one of the two'} is busy"
+    if link.kind in ("rdma", "thunderbolt"):
+        cable = "other cables and sockets" if host else "another cable or socket"
+        return f"{busy}, then try {cable} there, and measure again."
+    if link.kind == "ethernet":
+        return f"{busy}, then try another cable and port of the switch, and measure again."
+    between = "it and the others" if host else "them"
+    return f"{busy} and what lies between {between}, and measure again."
+
+
+def _said(topology: Topology, fault: _Fault) -> str:
+    """Everything about one link."""
+    link = fault.link
+    verb = "uses" if fault.cabling and link.kind in ("ethernet", "wifi") else "runs"
+    words = f"{_pair(topology, link)} "
+    odd = "; it ".join(filter(None, (fault.carries, fault.takes)))
+    if not fault.cabling:
+        return f"{words}{odd}. {_advice(link)}"
+    besides = f"; it {odd}" if odd else ""
+    return f"{words}{verb} {fault.cabling}{besides}. {fault.advice}"
+
+
+def _told(topology: Topology, faults: Sequence[_Fault]) -> list[str]:
+    """The faults in words: each link once, those of one cable or one host together."""
+    hosts = _hosts(topology)
+    cabling: dict[str, list[_Fault]] = defaultdict(list)
+    odd: dict[tuple[int, int], _Fault] = {}
+    for fault in faults:
+        if fault.cabling and not (fault.carries or fault.takes):
+            cabling[fault.cabling].append(fault)
             continue
-        words = (
-            f"{_pair(topology, link)} carries {rate_text(link.measured.bandwidth)}, "
-            f"{100 * part:.0f} % of the {link.negotiated / 1e9:g} Gb/s that it has negotiated: "
-            "see what else uses it, try another cable or socket, and measure again."
-        )
-        found.append((link, words))
-    return found
+        cable = _cable(hosts, fault.link)
+        if cable not in odd or _merit(fault) < _merit(odd[cable]):
+            odd[cable] = fault  # the worst of several ranks on one cable
+    words = []
+    for alike in cabling.values():
+        names, several = _links(topology, [fault.link for fault in alike])
+        verb = "use" if alike[0].link.kind in ("ethernet", "wifi") else "run"
+        text = alike[0].cabling.replace("the two:", "them:") if several else alike[0].cabling
+        words.append(f"{names} {verb if several else verb + 's'} {text}. {alike[0].advice}")
+    return [*words, *_of_hosts(topology, odd)]
 
 
-def _peers(topology: Topology) -> list[list[tuple[Link, Pair]]]:
-    """Links that can be compared: a plain socket is not with RDMA, and loopback is no cable."""
-    groups: dict[str, list[tuple[Link, Pair]]] = defaultdict(list)
-    for link in topology.links:
-        if link.measured is not None and link.kind != "loopback":
-            groups[link.measured.via].append((link, link.measured))
-    return list(groups.values())
+def _merit(fault: _Fault) -> tuple[bool, float]:
+    pair = fault.link.measured
+    return not fault.carries, pair.bandwidth if pair is not None else 0.0
 
 
-def _of_kind(link: Link) -> str:
-    return "" if link.kind == "unknown" else f", {link.kind},"
+def _of_hosts(topology: Topology, odd: dict[tuple[int, int], _Fault]) -> list[str]:
+    """Links that measured badly: one sentence for a host with most of its links among them."""
+    hosts = _hosts(topology)
+    cables = {_cable(hosts, link): link for link, _ in _measured(topology)}
+    left, words = dict(odd), []
+    if len(odd) > 2 and 2 * len(odd) > len(cables) and not set.intersection(*map(set, odd)):
+        return [_together(topology, list(odd.values()), len(cables))]
+    while left:
+
+        def bad(host: int) -> list[tuple[int, int]]:
+            return [cable for cable in left if host in cable]
+
+        host = max(set(hosts), key=lambda each: (len(bad(each)), -each))
+        count = sum(host in cable for cable in cables)
+        if len(bad(host)) < 2 or 2 * len(bad(host)) <= count:
+            break
+        words.append(_together(topology, [left.pop(cable) for cable in bad(host)], count, host))
+    each = [_said(topology, fault) for fault in left.values()]
+    return [*words, *_shortened(each)]
 
 
-def _slow(topology: Topology) -> Faults:
-    """Links with less than a third of the median of their peers."""
-    found: Faults = []
-    for links in _peers(topology):
-        usual = statistics.median(pair.bandwidth for _, pair in links)
-        for link, pair in links:
-            if pair.bandwidth < SLOW * usual:
-                words = (
-                    f"{_pair(topology, link)}{_of_kind(link)} is the slow one: "
-                    f"{rate_text(pair.bandwidth)}, where the median of {len(links)} links is "
-                    f"{rate_text(usual)}. Try another cable or socket there, and measure again."
-                )
-                found.append((link, words))
-    return found
+def _together(
+    topology: Topology, faults: Sequence[_Fault], count: int, host: int | None = None
+) -> str:
+    """Many bad links in one sentence, those of a host or those of all."""
+    hosts = _hosts(topology)
+    links = [fault.link for fault in faults]
+    of, name = "", ""
+    if host is not None:
+        name = _host_name(topology, host)
+        ends = [port[hosts[link.b] == host] for link in links for port in link.ports]
+        ports = _listed(list(dict.fromkeys(filter(None, ends))), "ports")
+        of = f" of {name}{f' ({ports})' if ports else ''}"
+    some = f"{len(faults)} of {count}" if len(faults) < count else "Both" if count == 2 else "All"
+    plural = f"{some} {count} links" if some == "All" else f"{some} links"
+    bad = {(link.a, link.b) for link in links}
+    sorts = {_sort(link) for link in links}
+    others = [
+        pair
+        for link, pair in _measured(topology)
+        if (link.a, link.b) not in bad and _sort(link) in sorts
+    ]
+    pairs = [link.measured for link in links if link.measured is not None]
+    odd = []
+    if any(fault.carries for fault in faults):
+        slowest = min(pair.bandwidth for pair in pairs)
+        odd.append(f"the slowest carries {rate_text(slowest)}")
+        if others:
+            usual = statistics.median(pair.bandwidth for pair in others)
+            odd[-1] += f" (median of the others: {rate_text(usual)})"
+    if any(fault.takes for fault in faults):
+        latest = max(pair.latency.p50 for pair in pairs)
+        odd.append(f"the latest takes {time_text(latest)} one way")
+        if others:
+            usual = statistics.median(pair.latency.p50 for pair in others)
+            odd[-1] += f" (median of the others: {time_text(usual)})"
+    if host is None:
+        advice = "See what the hosts are busy with, and measure again; then look at the cables."
+    else:
+        advice = _advice(links[0], name)
+    return f"{plural}{of} measured badly: {', and '.join(odd)}. {advice}"
 
 
-def _late(topology: Topology) -> Faults:
-    """Links with more than three times the median latency of their peers."""
-    found: Faults = []
-    for links in _peers(topology):
-        usual = statistics.median(pair.latency.p50 for _, pair in links)
-        for link, pair in links:
-            if pair.latency.p50 > usual / SLOW:
-                words = (
-                    f"{_pair(topology, link)}{_of_kind(link)} is the late one: "
-                    f"{time_text(pair.latency.p50)} one way, where the median of {len(links)} "
-                    f"links is {time_text(usual)}. See what lies between the two (a switch, Wi-Fi, "
-                    "a sleeping port), and measure again."
-                )
-                found.append((link, words))
-    return found
+def _slower_kinds(topology: Topology, faults: Sequence[_Fault], apart: bool) -> list[str]:
+    """Links that a ring uses and that are slower than the others by their kind."""
+    size = topology.size
+    if topology.backend == "jaccl":
+        return []
+    links = topology.links
+    if topology.backend in ("ring", "jaccl-ring"):
+        near = {tuple(sorted(step)) for step in steps(tuple(range(size)))}
+        links = tuple(link for link in links if (link.a, link.b) in near)
+    named = {(fault.link.a, fault.link.b) for fault in faults}
+    words = []
+    slow = [link for link in links if not link.cabled and (link.a, link.b) not in named]
+    if wifi := [link for link in slow if link.kind == "wifi"]:
+        names, several = _links(topology, wifi)
+        words.append(f"{names} {'are' if several else 'is'} Wi-Fi: a cable would be faster.")
+    fast = [link for link in links if link.kind in ("rdma", "thunderbolt")]
+    ethernet = [link for link in slow if link.kind == "ethernet"]
+    if not (fast and ethernet) or apart or topology.backend not in ("ring", "jaccl-ring"):
+        return words
+    names, several = _links(topology, ethernet)
+    here, there = (_slowest(group) for group in (ethernet, fast))
+    if here is not None and there is not None and here >= there:
+        return words
+    verb = "are" if several else "is"
+    carries = ""
+    if here is not None and there is not None:
+        carries = f", here {rate_text(here)}, where those have {rate_text(there)}"
+    words.append(
+        f"{names} {verb} Ethernet, and other links are Thunderbolt: a ring moves at the pace of "
+        f"its slowest link{carries}."
+    )
+    return words
 
 
-def _lopsided(topology: Topology) -> Faults:
-    found: Faults = []
-    for link in topology.links:
-        if link.measured is None or link.kind == "loopback":
-            continue
-        there, back = link.measured.forward.p50, link.measured.backward.p50
-        if max(there, back) > LOPSIDED * min(there, back):
-            words = (
-                f"{_pair(topology, link)} carries {rate_text(there)} there and {rate_text(back)} "
-                "back, which should be alike: see whether one of the two is busy, and measure "
-                "again; then try another cable."
-            )
-            found.append((link, words))
-    return found
+def _slowest(links: Sequence[Link]) -> float | None:
+    """Bytes/s that were measured, None unless they were on all of the links."""
+    found = [link.measured.bandwidth for link in links if link.measured is not None]
+    return min(found) if len(found) == len(links) else None
+
+
+# -- the order of the ranks ------------------------------------------------------------------------
+
+
+def _crossings(topology: Topology) -> list[str]:
+    """Ranks of one host that are not side by side: the ring crosses between hosts too often."""
+    hosts = _hosts(topology)
+    count = len(set(hosts))
+    if topology.backend not in ("ring", "jaccl-ring") or not 1 < count < topology.size:
+        return []
+
+    def crossed(order: Sequence[int]) -> list[tuple[int, int]]:
+        return [(a, b) for a, b in steps(order) if hosts[a] != hosts[b]]
+
+    order = sorted(range(topology.size), key=lambda rank: (hosts[rank], rank))
+    linked = _shared(topology, _graph(topology, topology.links))
+    now, then = len(crossed(range(topology.size))), len(crossed(order))
+    if then >= now or not all(linked[step] for step in crossed(order)):
+        return []
+    words = (
+        f"The ring crosses from one host to another {now} times, where {then} are enough: put the "
+        f"ranks of a host side by side in the hostfile, in the order {', '.join(map(str, order))}."
+    )
+    return [words]
 
 
 def _order(topology: Topology) -> list[str]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from ..errors import UsageError
 from ..measure.record import Pair
+from .reading import structured
 
 if TYPE_CHECKING:
     from ..tables import Table
     from .order import RingOrder
     from .shape import Shape
+
+FORMAT = "macluster topology 1"
 
 # What a link is made of, best first.
 Kind = Literal["rdma", "thunderbolt", "ethernet", "wifi", "loopback", "unknown"]
@@ -137,10 +143,6 @@ class Topology:
 
         return links_table(self)
 
-    def as_json(self) -> dict[str, Any]:
-        """As JSON types; `read_topology` reads it."""
-        return attrs.asdict(self)
-
     def __repr__(self) -> str:
         from .tables import as_text
 
@@ -150,3 +152,82 @@ class Topology:
         from .tables import as_html
 
         return as_html(self)
+
+    # -- keeping it --------------------------------------------------------------------------------
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON types; `from_json` reads it."""
+        facts: dict[str, Any] = _plain({"format": FORMAT, **attrs.asdict(self)})
+        return facts
+
+    @classmethod
+    def from_json(cls, facts: Any) -> Topology:
+        """What `as_json` gave. Names that a later version has added are passed over.
+
+        Raises UsageError for anything that `as_json` did not write.
+        """
+        try:
+            if isinstance(facts, Mapping) and facts.get("format") != FORMAT:
+                raise ValueError(f"its format is {facts.get('format')!r}, not {FORMAT!r}")
+            found = structured(cls, facts)
+            _check(found)
+            _as_text(found)
+        except (ValueError, OverflowError) as error:
+            raise UsageError(
+                "This is no topology of macluster.",
+                why=str(error),
+                do="write one: world.topology().save(path)",
+            ) from None
+        return found
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON. Raises UsageError for a figure that JSON has not: NaN, infinity."""
+        try:
+            text = _as_text(self)
+        except ValueError as error:
+            raise UsageError(
+                "This topology cannot be saved.", why=str(error), do="measure again: %measure"
+            ) from None
+        Path(path).expanduser().write_text(text)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Topology:
+        """What `save` wrote. Raises UsageError when the file cannot be read, or is another one."""
+        try:
+            facts = json.loads(Path(path).expanduser().read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"There is no topology in {path}.",
+                why=str(error),
+                do="write one: world.topology().save(path)",
+            ) from None
+        return cls.from_json(facts)
+
+
+def _plain(each: Any) -> Any:
+    """The same with lists for tuples, as JSON has them."""
+    if isinstance(each, dict):
+        return {name: _plain(part) for name, part in each.items()}
+    return [_plain(part) for part in each] if isinstance(each, list | tuple) else each
+
+
+def _as_text(topology: Topology) -> str:
+    try:
+        return json.dumps(topology.as_json(), indent=1, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise ValueError(f"one of its figures is not a finite number ({error})") from None
+
+
+def _check(topology: Topology) -> None:
+    if not topology.nodes:
+        raise ValueError("it has no nodes")
+    for at, node in enumerate(topology.nodes):
+        if node.rank != at:
+            raise ValueError(f"node {at} is of rank {node.rank}")
+    seen = set()
+    for link in topology.links:
+        if not 0 <= link.a < link.b < topology.size:
+            raise ValueError(f"a link joins {link.a} and {link.b} of {topology.size} ranks")
+        if (link.a, link.b) in seen:
+            raise ValueError(f"there are two links between {link.a} and {link.b}")
+        seen.add((link.a, link.b))

@@ -14,7 +14,7 @@ import pytest
 
 import macluster
 from macluster.engine.measure.record import MeasuredRank, Measurement
-from macluster.engine.topology.reading import read_topology
+from macluster.engine.topology.topology import Topology
 from tests.cluster.processes import PATIENCE
 
 
@@ -50,7 +50,7 @@ def test_idle_ranks_say_what_they_are(world: macluster.World) -> None:
     assert topology.shape.title == "a mesh and a ring"
     assert topology.shape.sentences == ()
     assert topology.best_ring.is_rank_order
-    assert read_topology(topology.as_json()) == topology
+    assert Topology.from_json(topology.as_json()) == topology
     text = repr(topology)
     assert text.splitlines()[0] == f"ring, {world.size} ranks"
     assert "loopback" in text

@@ -1,7 +1,9 @@
 """The simulator against the closed formulas, and what it makes of a description."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,16 +268,87 @@ def test_no_port_is_used_twice() -> None:
         ("9 x M3 Ultra, mesh", "cannot be a mesh"),
         ("100 x M3 Ultra, mesh", "at most 8 ranks"),
         ("9000 x M3 Ultra", "9,000 hosts are more"),
+        (9000, "9,000 ranks on one machine are more than can be simulated, 64"),
+        ("²", "no chip"),
+        (None, "None does not describe hosts"),
+        (4.0, "4.0 does not describe hosts"),
+        (True, "True does not describe hosts"),
+        ("4 x M3 Ultra, 10gbe, TB5", "uses no Thunderbolt cable"),
+        ("8 x M3 Ultra, mesh", "at most 6 ports"),
         ("4 x M3 Ultra, mesh, 3 cables", "ask for 2"),
         ("2 x M3 Ultra, jaccl-ring, 5 cables", "ask for 4"),
         ("4 x M3 Ultra, ethernet, 2 cables", "one cable to the switch"),
         ("", "does not describe hosts"),
     ],
 )
-def test_descriptions_that_make_no_sense(text: str | int, words: str) -> None:
+def test_descriptions_that_make_no_sense(text: Any, words: str) -> None:
     with pytest.raises(UsageError) as raised:
         simulate(text)
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda made: made.measure(sizes=[0]), "1 or more"),
+        (lambda made: made.measure(sizes=[64, -4]), "1 or more"),
+        (lambda made: made.measure(sizes=[]), "1 or more"),
+        (lambda made: made.measure(sizes=[1.5]), "whole numbers of bytes"),
+        (lambda made: made.measure(sizes=64), "whole numbers of bytes"),
+        (lambda made: made.time("all_sum", -1), "0 bytes or more"),
+        (lambda made: made.time("all_sum", float("nan")), "0 bytes or more"),
+        (lambda made: made.slow(0, 1, latency=float("nan")), "0 or more"),
+        (lambda made: made.slow(0, 1, latency=float("inf")), "0 or more"),
+        (lambda made: made.slow(0, 1, bandwidth_factor=2), "at most 1"),
+        (lambda made: made.slow(0, 1, bandwidth_factor=float("nan")), "at most 1"),
+        (lambda made: made.slow(0.5, 1), "no host 0.5"),
+        (lambda made: made.without("a", 1), "no host 'a'"),
+        (lambda made: made.slow(None, 1), "no host None"),
+    ],
+    ids=[
+        "zero", "negative", "none", "part of a byte", "no list", "negative time", "nan time", "nan",
+        "inf", "faster", "nan factor", "half", "letter", "first is missing",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_of_a_simulation(
+    ask: Callable[[Simulation], object], words: str
+) -> None:
+    with pytest.raises(UsageError) as raised:
+        ask(simulate("4 x M3 Ultra, mesh"))
+    assert words in str(raised.value)
+
+
+def test_thunderbolt_4_carries_the_part_of_its_rate_that_5_does() -> None:
+    for text in ("4 x M2 Ultra, ring", "2 x M2 Ultra, ring", "2 x M3 Ultra + 2 x M2 Ultra, ring"):
+        made = simulate(text)
+        assert "taken to carry 55 % of its 40 Gb/s each way" in made.reason
+        assert any("55 % of its 40 Gb/s" in note for note in made.measure([64]).notes)
+        for link in made.topology().links:
+            assert link.part_of_rate == pytest.approx(0.55, abs=0.02)
+    # Both ways together are what the planner has.
+    old, new = (simulate(f"4 x {chip}, ring") for chip in ("M2 Ultra", "M3 Ultra"))
+    assert old.time("all_sum", 1e9) == pytest.approx(new.time("all_sum", 1e9), rel=0.01)
+    assert "55 %" not in new.reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["4 x M3 Ultra, ring", "8 x M3 Ultra, jaccl-ring", "4 x M3 Ultra, mesh, 2 cables",
+     "4 x M2 Ultra, ring", "4 x M3 Ultra, 10gbe", "4", "2 x M3 Ultra + 2 x M2 Ultra, ring"],
+)  # fmt: skip
+def test_a_simulation_without_faults_has_nothing_to_mend(text: str) -> None:
+    assert simulate(text).topology().shape.sentences == ()
+
+
+def test_a_bad_cable_is_one_sentence() -> None:
+    made = simulate("4 x M3 Ultra, mesh").slow(0, 2, latency=2e-4, bandwidth_factor=0.3)
+    [words] = made.topology().shape.sentences
+    assert words.startswith("m3-ultra-1 - m3-ultra-3 (en4 - en3) carries 1.8")
+    assert "; it takes 23" in words
+    [words] = (
+        simulate("6 x M3 Ultra, 10gbe").slow(3, bandwidth_factor=0.2).topology().shape.sentences
+    )
+    assert words.startswith("All 5 links of m3-ultra-4 (en0) measured badly")
 
 
 # -- what would be measured ------------------------------------------------------------------------

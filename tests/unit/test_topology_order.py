@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 
@@ -184,10 +185,53 @@ def test_where_there_is_no_ring_it_says_why(speeds: Matrix, why: str) -> None:
 
 def test_what_is_no_number_is_no_link() -> None:
     speeds = np.full((3, 3), np.nan)
-    speeds[0, 1] = speeds[1, 0] = np.inf
+    speeds[0, 1] = speeds[1, 0] = 1.0
     assert not best_ring(speeds)
-    with pytest.raises(ValueError, match="square"):
-        best_ring([[1.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("speeds", "words"),
+    [
+        ([[1.0, 2.0]], "square, not (1, 2)"),
+        ([], "is empty: there are no ranks"),
+        ([[0.0, np.inf], [1.0, 0.0]], "from rank 0 to rank 1 is inf"),
+        ([[0.0, 1.0], [-1.0, 0.0]], "from rank 1 to rank 0 is -1"),
+    ],
+)
+def test_what_are_no_bandwidths_is_refused(speeds: list[list[float]], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        best_ring(speeds)
+
+
+def test_what_a_rank_says_of_itself_does_not_count() -> None:
+    assert best_ring([[np.inf, 1.0], [1.0, -1.0]]).slowest == 1.0
+
+
+@pytest.mark.parametrize("size", [24, 40, 64])
+def test_of_many_ranks_the_only_ring_is_found(size: int) -> None:
+    pairs = [(a, b) for a in range(size) for b in range(a + 1, min(size, a + 3))]
+    found = best_ring(graph(size, *pairs))
+    assert found.order == (*range(0, size, 2), *range(size - 1, 0, -2)) or found.order == (
+        0, *range(1, size, 2), *range(size - 2, 0, -2)
+    )  # fmt: skip
+
+
+def test_ruling_out_agrees_with_what_is_exact() -> None:
+    rings = 0
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        size = int(rng.integers(5, 10))
+        links = rng.random((size, size)) < rng.choice([0.2, 0.3, 0.4])
+        links |= links.T
+        np.fill_diagonal(links, False)
+        ring, sure = order._ruled_out(links)
+        assert sure
+        assert (ring is not None) == has_ring(links)
+        if ring is not None:
+            rings += 1
+            assert sorted(ring) == list(range(size))
+            assert all(links[step] for step in links_of(ring))
+    assert 20 < rings < 130
 
 
 # -- speeds of a topology --------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import html
 import itertools
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -16,10 +17,9 @@ from macluster.engine.errors import UsageError
 from macluster.engine.measure.fit import Fit
 from macluster.engine.measure.record import Pair, Point
 from macluster.engine.measure.samples import Rate, Timing
-from macluster.engine.topology.reading import read_topology
 from macluster.engine.topology.shape import closing, shape
 from macluster.engine.topology.tables import MOST_LINKS, links_table
-from macluster.engine.topology.topology import Kind, Link, Node, Topology
+from macluster.engine.topology.topology import FORMAT, Kind, Link, Node, Topology
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -174,31 +174,42 @@ def test_where_ports_are_free_it_says_what_to_plug() -> None:
 
 
 def test_many_missing_cables_are_counted() -> None:
-    [words] = wired(8, ring(8)).shape.sentences
+    [words] = wired(8, ring(8), backend="jaccl").shape.sentences
     assert words.startswith("20 of 28 pairs have no cable, such as studio-1 and studio-3, or ")
     assert len(words) < 250
     # No mesh can be that large.
-    assert wired(12, ring(12)).shape.sentences == ()
+    assert wired(12, ring(12), backend="jaccl").shape.sentences == ()
+
+
+@pytest.mark.parametrize("backend", ["ring", "jaccl-ring", "mpi"])
+def test_who_needs_no_mesh_is_not_told_of_one(backend: str) -> None:
+    kind: Kind = "rdma" if backend == "jaccl-ring" else "thunderbolt"
+    rate = 80e9 if backend == "jaccl-ring" else None
+    assert wired(4, [*ring(4), (0, 2)], kind, backend, rate=rate).shape.sentences == ()
+    # Nor is who has chosen none, and lacks many cables.
+    assert wired(5, ring(5)).shape.sentences == ()
 
 
 def test_a_line_lacks_one_cable() -> None:
-    mesh_words, ring_words = wired(4, [(0, 1), (1, 2), (2, 3)], free=["en7"]).shape.sentences
-    assert mesh_words.endswith("jaccl needs a full mesh; a ring is not possible either.")
+    line = wired(4, [(0, 1), (1, 2), (2, 3)], backend="jaccl", free=["en7"])
+    mesh_words, ring_words = line.shape.sentences
+    assert mesh_words.endswith("jaccl needs a full mesh; a ring of cables is not possible either.")
     assert ring_words == (
-        "studio-1 and studio-4 hang on one cable each: a ring needs two. A cable between studio-1 "
-        "and studio-4 closes one. Plug en7 of studio-1 to en7 of studio-4."
+        "studio-1 and studio-4 hang on one cable each: a ring of cables needs two. A cable between "
+        "studio-1 and studio-4 closes one. Plug en7 of studio-1 to en7 of studio-4."
     )
+    assert line.shape.backends == ()  # though one of them runs
 
 
 def test_one_that_hangs_on_one_cable_is_named() -> None:
     tail = wired(4, [(0, 1), (1, 2), (0, 2), (2, 3)])
     assert any(
-        words.startswith("studio-4 hangs on one cable: a ring needs two. A cable between ")
+        words.startswith("studio-4 hangs on one cable: a ring of cables needs two. A cable ")
         for words in tail.shape.sentences
     )
     alone = wired(4, [(0, 1), (1, 2), (0, 2)])
     assert any(
-        words.startswith("studio-4 has no cable: a ring needs two. 2 cables between ")
+        words.startswith("studio-4 has no cable: a ring of cables needs two. 2 cables ")
         for words in alone.shape.sentences
     )
 
@@ -228,6 +239,31 @@ def test_what_closes_a_ring_is_the_least_that_does(size: int, pairs: Pairs, coun
 def test_two_triangles_are_no_ring_though_each_has_two_cables() -> None:
     words = wired(5, TWO_TRIANGLES).shape.sentences[-1]
     assert words.startswith("No order of the ranks makes a ring of these cables. A cable between ")
+
+
+def band(size: int) -> Pairs:
+    """Each linked to the next two: the only ring goes up the even ranks and down the odd ones."""
+    return [(a, b) for a, b in mesh(size) if b - a <= 2]
+
+
+@pytest.mark.parametrize("size", [17, 24, 40, 64])
+def test_of_many_ranks_the_only_ring_is_found(size: int) -> None:
+    found = wired(size, band(size)).shape
+    assert (found.name, found.ring, found.sentences) == ("ring", True, ())
+
+
+def test_of_many_ranks_the_words_are_not_surer_than_the_search() -> None:
+    uneven = [(a, b) for a in range(9) for b in range(9, 20)]
+    [words] = wired(20, uneven).shape.sentences
+    assert words == (
+        "No ring of these cables was found; above 16 ranks not all orders are tried, so there may "
+        "be one."
+    )
+    # What can be ruled out is.
+    grid = [(a, b) for a, b in mesh(25) if b == a + 5 or (b == a + 1 and b % 5)]
+    assert wired(25, grid).shape.sentences == (
+        "No order of the ranks makes a ring of these cables.",
+    )
 
 
 def test_parts_are_listed() -> None:
@@ -270,6 +306,12 @@ def test_a_thunderbolt_4_link_among_5_is_named() -> None:
     words = one(Topology(nodes(3), tuple(links)), "studio-2 - studio-3 (en1 - en2) runs at 40 Gb/s")
     assert ", where others have 80: that is Thunderbolt 4, and jaccl needs" in words
     assert "Use a Thunderbolt 5 cable" in words
+    # Who runs a ring over TCP needs no RDMA, and simulated Macs are as they were asked for.
+    links = [attrs.evolve(each, kind="thunderbolt") for each in links]
+    old = Topology(nodes(3), tuple(links), "ring")
+    assert one(old, "studio-2 - studio-3 (en1 - en2) runs at 40 Gb/s, where others have 80: that ")
+    assert not any("jaccl needs" in each for each in old.shape.sentences)
+    assert attrs.evolve(old, simulated="3 Macs").shape.sentences == ()
     # Two cables of 40 are no link of 80.
     two = Link(0, 1, "rdma", (("en1", "en2"), ("en3", "en4")), 80e9)
     assert one(Topology(nodes(2), (two,)), "studio-1 - studio-2 (en1 - en2, en3 - en4) runs at 40")
@@ -299,8 +341,8 @@ def test_a_link_far_below_its_rate_is_named() -> None:
 
 def test_a_link_much_slower_than_its_peers_is_named_with_its_ports() -> None:
     speeds = [(a, b, 1.9e9 if (a, b) == (1, 3) else 6e9) for a, b in mesh(4)]
-    words = one(measured(*speeds, rate=None), "studio-2 - studio-4 (en1 - en3), rdma, is the slow")
-    assert "1.90 GB/s, where the median of 6 links is 6.00 GB/s." in words
+    words = one(measured(*speeds, rate=None), "studio-2 - studio-4 (en1 - en3) carries 1.90 GB/s")
+    assert ", where the median of 6 RDMA links is 6.00 GB/s." in words
     speeds = [(a, b, 2.1e9 if (a, b) == (1, 3) else 6e9) for a, b in mesh(4)]
     assert measured(*speeds, rate=None).shape.sentences == ()
 
@@ -312,14 +354,161 @@ def test_only_what_is_alike_is_compared() -> None:
         link(0, 2, "ethernet", None, measured=pair(0, 2, 1e9)),
         link(1, 3, "ethernet", None, measured=pair(1, 3, 0.2e9, via="tcp")),
     ]
-    words = shape(Topology(nodes(4), tuple(links))).sentences
-    assert not any("slow one" in each for each in words)
+    assert shape(Topology(nodes(4), tuple(links))).sentences == ()
+
+
+def test_ethernet_in_a_ring_of_thunderbolt_is_no_broken_cable() -> None:
+    speeds = {(0, 1): 5.5e9, (1, 2): 5.5e9, (2, 3): 5.5e9, (0, 3): 1.1e9}
+    links = [
+        link(a, b, "ethernet" if b - a == 3 else "thunderbolt", None, measured=pair(a, b, rate))
+        for (a, b), rate in speeds.items()
+    ]
+    found = shape(Topology(nodes(4), tuple(links), "ring"))
+    about = [words for words in found.sentences if "studio-1 - studio-4 (en0 - en3)" in words]
+    assert about == [
+        (
+            "studio-1 - studio-4 (en0 - en3) is Ethernet, and other links are Thunderbolt: a ring "
+            "moves at the pace of its slowest link, here 1.10 GB/s, where those have 5.50 GB/s."
+        )
+    ]
+    assert found.faulty == ()
+    # With the ranks in order it is not in use.
+    links[3] = link(1, 3, "ethernet", 10e9)
+    links.append(link(0, 3, "thunderbolt", None))
+    assert shape(Topology(nodes(4), tuple(links), "ring")).sentences == ()
+
+
+def test_wi_fi_is_called_that_and_nothing_else() -> None:
+    air = [link(a, b, "wifi", 1.2e9, measured=pair(a, b, 0.045e9)) for a, b in ring(3)]
+    [words] = shape(Topology(nodes(3), tuple(air), "ring")).sentences
+    assert words.endswith(" are Wi-Fi: a cable would be faster.")
+    air[0] = attrs.evolve(air[0], measured=pair(0, 1, 0.001e9))
+    words, rest = shape(Topology(nodes(3), tuple(air), "ring")).sentences
+    assert "studio-1 - studio-2" not in words
+    assert rest == (
+        "studio-1 - studio-2 (en0 - en1) carries 1.00 MB/s, where the median of 3 Wi-Fi links is "
+        "45.0 MB/s. It is Wi-Fi: a cable would be faster."
+    )
+
+
+def late(a: int, b: int, rate: float, seconds: float) -> Pair:
+    return attrs.evolve(pair(a, b, rate), latency=Timing.of([seconds] * 9))
+
+
+@pytest.mark.parametrize("simulated", ["", "4 Macs"])
+def test_all_that_is_wrong_with_a_link_is_one_sentence(simulated: str) -> None:
+    links = [link(a, b, measured=pair(a, b, 6e9)) for a, b in mesh(4)]
+    links[4] = attrs.evolve(
+        links[4],
+        measured=attrs.evolve(late(1, 3, 1.5e9, 230e-6), backward=Rate.of(1, [1 / 0.75e9])),
+    )
+    found = shape(Topology(nodes(4), tuple(links), "jaccl", simulated))
+    [words] = found.sentences
+    assert words == (
+        "studio-2 - studio-4 (en1 - en3) carries 1.50 GB/s there and 750 MB/s back, 8 % of the 80 "
+        "Gb/s that it has negotiated, where the median of 6 RDMA links is 6.00 GB/s; it takes 230 "
+        "us one way, where their median is 30.0 us. See whether one of the two is busy, then try "
+        "another cable or socket there, and measure again."
+    )
+    assert found.faulty == ((1, 3),)
+
+
+def test_a_late_cable_is_no_switch() -> None:
+    links = [link(a, b, measured=late(a, b, 6e9, 30e-6 * (1 + 9 * (b == 1)))) for a, b in mesh(4)]
+    [words] = shape(Topology(nodes(4), tuple(links), "jaccl")).sentences
+    assert "takes 300 us one way, where the median of 6 RDMA links is 30.0 us" in words
+    assert "switch" not in words
+    assert "Wi-Fi" not in words
+
+
+def test_most_links_of_a_host_are_one_sentence() -> None:
+    def rate(a: int, b: int) -> float:
+        return 0.2e9 if 2 in (a, b) else 1.1e9
+
+    def wire(a: int, b: int) -> Link:
+        return Link(a, b, "ethernet", (("en0", "en0"),), 10e9, pair(a, b, rate(a, b), via="tcp"))
+
+    found = shape(Topology(nodes(5), tuple(wire(a, b) for a, b in mesh(5)), "ring"))
+    [words] = found.sentences
+    assert words == (
+        "All 4 links of studio-3 (en0) measured badly: the slowest carries 200 MB/s (median of the "
+        "others: 1.10 GB/s). See whether studio-3 is busy, then try another cable and port of the "
+        "switch, and measure again."
+    )
+    assert found.faulty == ((0, 2), (1, 2), (2, 3), (2, 4))
+
+
+def test_if_most_links_are_bad_no_host_is_blamed() -> None:
+    found = measured(*((a, b, 1e9) for a, b in mesh(8))).shape
+    [words] = found.sentences
+    assert words == (
+        "All 28 links measured badly: the slowest carries 1.00 GB/s. See what the hosts are busy "
+        "with, and measure again; then look at the cables."
+    )
+    assert len(found.faulty) == 28
+
+
+# -- several ranks on a host -----------------------------------------------------------------------
+
+
+def pairs_of_hosts(hosts: str, speed: float | None = None, **options: Any) -> Topology:
+    """A rank for each letter, and a cable between each two hosts that all of their ranks share."""
+    links = [
+        link(a, b, "loopback", None)
+        if hosts[a] == hosts[b]
+        else Link(
+            a, b, "thunderbolt", (("en1", "en1"),), 40e9, speed and pair(a, b, speed, via="ring")
+        )
+        for a, b in mesh(len(hosts))
+    ]
+    some = tuple(Node(rank, f"mac-{host}", "", 1, state="ok") for rank, host in enumerate(hosts))
+    return Topology(some, tuple(links), "ring", **options)
+
+
+def test_ranks_that_share_a_cable_lack_none() -> None:
+    for hosts in ("aabb", "aabbcc"):
+        topology = pairs_of_hosts(hosts, 2.7e9)
+        assert topology.shape.sentences == ()
+        assert topology.shape.missing == ()
+    # Also where the neighbours of the ring alone are known.
+    known = [
+        each for each in pairs_of_hosts("aabb").links if (each.a, each.b) not in [(0, 2), (1, 3)]
+    ]
+    found = shape(attrs.evolve(topology, nodes=topology.nodes[:4], links=tuple(known), backend=""))
+    assert (found.missing, found.sentences) == ((), ())
+
+
+def test_a_bad_cable_that_ranks_share_is_named_once() -> None:
+    [words] = pairs_of_hosts("aabb", 1e9).shape.sentences
+    assert words.startswith("rank 0 - rank 2 (en1 - en1) carries 1.00 GB/s, 20 % of the 40 Gb/s")
+
+
+def test_hosts_of_several_ranks_are_called_by_their_names() -> None:
+    topology = pairs_of_hosts("aabbcc")
+    line = [each for each in topology.links if not (each.a < 2 and each.b > 3)]
+    line = [attrs.evolve(each, negotiated=None) for each in line]
+    found = shape(attrs.evolve(topology, links=tuple(line), backend="jaccl"))
+    assert found.missing == ((0, 4), (0, 5), (1, 4), (1, 5))
+    assert found.sentences == (
+        "No cable between mac-a and mac-c: jaccl needs a full mesh; a ring is possible.",
+    )
+
+
+def test_the_ranks_of_a_host_belong_side_by_side() -> None:
+    [words] = pairs_of_hosts("abab").shape.sentences
+    assert words == (
+        "The ring crosses from one host to another 4 times, where 2 are enough: put the ranks of a "
+        "host side by side in the hostfile, in the order 0, 2, 1, 3."
+    )
+    assert pairs_of_hosts("abba").shape.sentences == ()
+    assert attrs.evolve(pairs_of_hosts("abab"), backend="mpi").shape.sentences == ()
 
 
 def test_two_directions_that_differ_are_named() -> None:
     odd = wired(2, [(0, 1)], rate=None, measured=pair(0, 1, 6e9, 3.9e9))
     words = one(odd, "studio-1 - studio-2 (en0 - en1) carries 6.00 GB/s there and 3.90 GB/s back")
     assert "measure again" in words
+    assert "median" not in words  # it is the only one
     even = wired(2, [(0, 1)], rate=None, measured=pair(0, 1, 6e9, 4.1e9))
     assert even.shape.sentences == ()
 
@@ -343,18 +532,22 @@ def test_all_that_is_wrong_is_said_and_many_alike_are_counted() -> None:
     odd = {(0, 1): 1e9, (2, 3): 40e9}
     links = [link(a, b, rate=odd.get((a, b), 80e9)) for a, b in ring(4)[:3]]
     links[0] = attrs.evolve(links[0], measured=pair(0, 1, 0.01e9, 0.02e9))
-    words = shape(Topology(nodes(4), tuple(links), "jaccl-ring")).sentences
+    words = shape(Topology(nodes(4), tuple(links), "jaccl")).sentences
     starts = [
         "No cable between",
         "studio-1 and studio-4 hang on one",
         "studio-1 - studio-2 (en0 - ",
     ]
     assert all(any(each.startswith(start) for each in words) for start in starts)
-    assert sum("runs at" in each for each in words) == 2
-    assert sum("carries" in each for each in words) == 2
-    many = measured(*((a, b, 1e9) for a, b in mesh(8)))
-    assert [each for each in many.shape.sentences if "carries" in each][5:] == []
-    assert many.shape.sentences[-1] == "The same is true of 23 more links."
+    old = [each for each in words if "runs at" in each]
+    assert len(old) == 2
+    assert "; it carries 10.0 MB/s there and 20.0 MB/s back, 8 % of the 1 Gb/s that " in old[1]
+    assert sum("carries" in each for each in words) == 1
+    # Each has two links, and one of them is bad.
+    speeds = [(a, b, 1e9 if a % 2 == 0 else 6e9) for a, b in map(sorted, ring(16)[:-1])]
+    words = measured(*speeds, (0, 15, 6e9)).shape.sentences
+    assert sum("carries" in each for each in words) == 5
+    assert words[-1] == "The same is true of 3 more links."
 
 
 def test_ranks_are_named_by_host_only_where_that_is_clear() -> None:
@@ -385,12 +578,13 @@ def full() -> Topology:
 
 def test_a_topology_comes_back_from_json_as_it_was() -> None:
     for topology in (full(), wired(4, ring(4)), wired(1, [])):
-        assert read_topology(json.loads(json.dumps(topology.as_json()))) == topology
+        assert json.loads(json.dumps(topology.as_json())) == topology.as_json()
+        assert Topology.from_json(json.loads(json.dumps(topology.as_json()))) == topology
     data = full().as_json()
     data["later"] = data["nodes"][0]["later"] = 1
-    assert read_topology(data) == full()
+    assert Topology.from_json(data) == full()
     del data["simulated"], data["links"][0]["besides"]
-    assert read_topology(data).simulated == ""
+    assert Topology.from_json(data).simulated == ""
 
 
 def changed(path: Sequence[str | int], value: Any) -> dict[str, Any]:
@@ -411,8 +605,10 @@ def changed(path: Sequence[str | int], value: Any) -> dict[str, Any]:
         (None, "it is None, not an object"),
         ([], "not an object"),
         ("{}", "not an object"),
-        ({}, "nodes is missing"),
-        ({"nodes": [], "links": []}, "it has no nodes"),
+        ({}, "its format is None, not 'macluster topology 1'"),
+        ({"format": "macluster measurement 1"}, "its format is 'macluster measurement 1', not "),
+        ({"format": FORMAT}, "nodes is missing"),
+        ({"format": FORMAT, "nodes": [], "links": []}, "it has no nodes"),
         (changed(["nodes", 0, "rank"], "0"), "nodes[0].rank is '0', not a whole number"),
         (changed(["nodes", 0, "rank"], True), "nodes[0].rank is True"),
         (changed(["nodes", 0, "rank"], 1), "node 0 is of rank 1"),
@@ -434,10 +630,34 @@ def changed(path: Sequence[str | int], value: Any) -> dict[str, Any]:
 )
 def test_what_is_no_topology_is_refused_with_the_place(data: object, says: str) -> None:
     with pytest.raises(UsageError) as caught:
-        read_topology(data)
-    assert says in caught.value.what
-    assert caught.value.why
+        Topology.from_json(data)
+    assert caught.value.what == "This is no topology of macluster."
+    assert says in caught.value.why
     assert caught.value.do
+
+
+def test_a_topology_is_kept_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "wires.json"
+    full().save(path)
+    assert Topology.load(str(path)) == full()
+    with pytest.raises(UsageError, match="no topology in"):
+        Topology.load(tmp_path / "none.json")
+    path.write_text("{")
+    with pytest.raises(UsageError, match="no topology in"):
+        Topology.load(path)
+    path.write_text("[]")
+    with pytest.raises(UsageError, match="no topology of macluster"):
+        Topology.load(path)
+
+
+def test_what_is_no_finite_number_is_not_kept(tmp_path: Path) -> None:
+    odd = wired(2, [(0, 1)], rate=float("nan"))
+    with pytest.raises(UsageError, match="cannot be saved"):
+        odd.save(tmp_path / "wires.json")
+    assert not (tmp_path / "wires.json").exists()
+    with pytest.raises(UsageError) as caught:
+        Topology.from_json(odd.as_json())
+    assert "not a finite number" in caught.value.why
 
 
 def test_the_table_has_a_row_for_each_link() -> None:

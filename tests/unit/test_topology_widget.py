@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import re
 import threading
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +23,7 @@ from macluster.engine.measure.record import Pair, Point
 from macluster.engine.measure.samples import Rate, Timing
 from macluster.engine.topology.topology import Kind, Link, Node, Topology
 from macluster.widgets import network
+from macluster.widgets import topology as topology_widget
 from macluster.widgets.network import (
     ATTRIBUTES,
     Box,
@@ -31,6 +34,7 @@ from macluster.widgets.network import (
     missing,
     scene,
     speed_class,
+    static_svg,
     text_box,
 )
 from macluster.widgets.topology import GAP, Pace, TopologyView, figures
@@ -441,9 +445,99 @@ def test_the_saved_notebook_has_a_picture_and_a_table() -> None:
     assert "data-jp" not in picture
 
 
-@pytest.mark.parametrize("name", ["mesh of 8", "ring of 64"])
-def test_the_saved_picture_and_table_are_small(name: str) -> None:
-    assert len(kept(SIZES[name]())["text/html"]) < 40_000
+def varied(size: int, links: Callable[[int], Topology]) -> Topology:
+    """No two links and no two hosts alike."""
+    spread, found = random.Random(size), links(size)
+    return Topology(
+        tuple(
+            node(n, used=spread.randrange(512) * GB, held=spread.randrange(64) * GB)
+            for n in range(size)
+        ),
+        tuple(link(each.a, each.b, speed=spread.uniform(1e9, 6e9)) for each in found.links),
+        "jaccl",
+    )
+
+
+@pytest.mark.parametrize(("size", "links"), [(8, mesh), (16, mesh), (64, mesh), (64, ring)])
+def test_the_saved_picture_and_table_are_small(size: int, links: Callable[[int], Topology]) -> None:
+    topology = varied(size, links)
+    assert len(kept(topology)["text/html"]) < 40_000
+    # Every rank is still named.
+    root = ET.fromstring(static_svg(scene(topology)))
+    shown = {each.strip() for each in root.itertext()}
+    assert {f"rank {n}" if size <= 8 else str(n) for n in range(size)} <= shown
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 25])
+def test_hairlines_in_one_stroke_are_the_same_links(size: int) -> None:
+    spread = random.Random(size)
+    pairs = [(a, b) for a in range(size) for b in range(a + 1, size) if spread.random() < 0.7]
+    pairs += pairs[:3]  # two routes
+    trails = network._trails(pairs)
+    steps = [tuple(sorted(step)) for trail in trails for step in pairwise(trail)]
+    assert sorted(steps) == sorted(pairs)
+    degrees = Counter(rank for pair in pairs for rank in pair)
+    odd = sum(count % 2 for count in degrees.values())
+    # As few as can be (Euler), but for what a greedy walk leaves aside.
+    assert len(trails) <= odd / 2 + size
+
+
+def test_many_glyphs_in_one_element_are_the_same_shapes() -> None:
+    nodes = (node(0, state="dead"), node(1, state="unknown"), node(2, state="busy"),
+             *(node(n, model="MacBook Pro, Apple M4 Max") for n in range(3, 20)))  # fmt: skip
+    root = ET.fromstring(static_svg(scene(Topology(nodes, ring(20).links), faulty=[(4, 5)])))
+    name = "{http://www.w3.org/2000/svg}"
+    drawn = {each.attrib.get("class"): each.attrib["d"] for each in root.iter(f"{name}path")}
+    assert drawn["body"].count("z") == 19
+    assert drawn["body dead"].count("z") == 1
+    assert drawn["foot"].count("z") == 17
+    assert drawn["mark ask"].count("a") == 2
+    assert drawn["mark busy"].count("M") == drawn["mark cross"].count("M") == 1
+    # One in the picture, and one in the legend.
+    warns = [p for p in root.iter(f"{name}path") if p.attrib.get("class") == "warn"]
+    assert len(warns) == 2
+
+
+def test_many_faults_have_the_colour_and_few_a_mark() -> None:
+    topology = mesh(32)
+    drawn = scene(topology, faulty={(each.a, each.b) for each in topology.links})
+    marked = [item for item in drawn.links if item.over]
+    assert len(marked) == network.MOST_MARKS
+    assert sum("fault" in line(item)[1] for item in drawn.links) == len(topology.links)
+
+
+def test_many_warnings_are_counted() -> None:
+    warnings = [f"This is wrong with link {n}." for n in range(9)]
+    page = kept(mesh(4), warnings=warnings)["text/html"]
+    assert "link 3. And 5 more." in page
+    assert "link 4" not in page
+    encoded = page.split("base64,")[1].split('"')[0]
+    assert "And 5 more." in base64.b64decode(encoded).decode()
+    assert "more." not in kept(mesh(4), warnings=warnings[:4])["text/html"].split("<table")[0]
+
+
+def test_control_characters_do_not_break_a_picture() -> None:
+    nodes = (node(0, host="a\x00\x1b[31m\x08\ud800<b"), node(1))
+    drawn = scene(Topology(nodes, mesh(2).links), ["bell\x07"])
+    words = " ".join(ET.fromstring(static_svg(drawn)).itertext())
+    assert "a[31m<b" in words
+    assert "bell" in words
+
+
+def test_hosts_are_told_apart_by_short_names() -> None:
+    def names(*hosts: str) -> list[str]:
+        nodes = tuple(node(n, host=host) for n, host in enumerate(hosts))
+        shown = [part for item in scene(Topology(nodes, ())).nodes for part in item.parts]
+        return [part[5] for part in shown if part[0] == "text" and part[1] == ""]
+
+    assert names("a.example.org", "b.example.org") == ["a", "b"]
+    assert names("a.example.org", "b.example.com") == ["a.example.org", "b.example.com"]
+    assert names("a.example.org", "b") == ["a.example.org", "b"]
+    # These have no domain.
+    assert names("10.0.0.1", "11.0.0.1") == ["10.0.0.1", "11.0.0.1"]
+    long = [f"mac-studio-in-the-basement-{n}.local" for n in (1, 2)]
+    assert names(*long) == ["mac-studio…asement-1", "mac-studio…asement-2"]
+    assert [len(network.cut("x" * 30, most)) for most in (20, 14, 7)] == [20, 14, 7]
 
 
 # -- the pace --------------------------------------------------------------------------------------
@@ -541,6 +635,7 @@ def test_an_update_is_one_message_with_what_differs(view: Counted) -> None:
     assert view.told == []
     view.update(busy(1))
     [state] = view.told
+    # Of the links, of which there may be thousands, nothing has changed.
     assert set(state) == {"scene", "figures"}
     assert view.topology == busy(1)
     for count in range(2, 100):
@@ -552,6 +647,8 @@ def test_an_update_is_one_message_with_what_differs(view: Counted) -> None:
     view.time.pass_by(GAP)
     view.update(busy(99), warnings=["slow"], faulty=[(1, 0)])
     assert view.told[2]["scene"]["warnings"] == ["slow"]
+    assert set(view.told[2]) == {"scene", "link_figures"}
+    assert view.link_figures["link-0-1"]["faulty"]
     view.time.pass_by(GAP)
     # Both stay until they are taken back.
     view.update(busy(98))
@@ -561,6 +658,31 @@ def test_an_update_is_one_message_with_what_differs(view: Counted) -> None:
     view.update(busy(98), warnings=(), faulty=())
     assert view.scene["warnings"] == []
     assert "fault" not in json.dumps(view.scene["links"])
+
+
+def test_a_large_mesh_that_is_live_is_not_laid_out_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before, after = (varied(64, mesh) for _ in range(2))
+    view = Counted(before)
+    calls: list[str] = []
+
+    def counted(module: Any, name: str) -> None:
+        function = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, **k: (calls.append(name), function(*a, **k))[1]
+        )
+
+    counted(network, "_place_label")
+    counted(topology_widget, "link_figures")
+    # As the ranks give it: other records, equal links.
+    nodes = tuple(attrs.evolve(each, used=GB) for each in after.nodes)
+    view.update(attrs.evolve(after, nodes=nodes))
+    [state] = view.told
+    assert set(state) == {"scene", "figures"}
+    # Looking for room among 2,016 links is what takes long.
+    assert 0 < len(calls) <= 2 * network.MOST_TEXTS
+    assert set(calls) == {"_place_label"}
 
 
 # -- live ------------------------------------------------------------------------------------------
