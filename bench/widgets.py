@@ -70,7 +70,8 @@ def topology(size: int, mesh: bool, used: int) -> Topology:
 def state(shown: Topology) -> dict[str, Any]:
     """What the page gets."""
     view = TopologyView(shown)
-    return json.loads(json.dumps({"scene": view.scene, "figures": view.figures, "status": ""}))
+    names = ("scene", "figures", "link_figures", "status")
+    return json.loads(json.dumps({name: getattr(view, name) for name in names}))
 
 
 def measured(page: Page, size: int, mesh: bool) -> dict[str, float]:

@@ -45,11 +45,15 @@ def main() -> None:
             args=["--no-sandbox", "--disable-gpu"],
         )
         for theme in THEMES:
-            page = browser.new_page(viewport={"width": 1058, "height": 700}, device_scale_factor=1.5)
-            _show(page, network, ["scene", "figures", "status"], theme)
+            page = browser.new_page(
+                viewport={"width": 1058, "height": 700}, device_scale_factor=1.5
+            )
+            _show(page, network, ["scene", "figures", "link_figures", "status"], theme)
             page.locator(".over .warn").first.dispatch_event("click")
             page.locator(".macluster-topology").screenshot(path=DOCS / f"topology-{theme}.png")
-            page = browser.new_page(viewport={"width": 1058, "height": 700}, device_scale_factor=1.5)
+            page = browser.new_page(
+                viewport={"width": 1058, "height": 700}, device_scale_factor=1.5
+            )
             _show(page, measured, ["data"], theme)
             page.get_by_role("radio", name="bandwidth").first.check()
             page.locator(".macluster-measure").screenshot(path=DOCS / f"measure-{theme}.png")

@@ -26,7 +26,7 @@ ${root} .over text { stroke: var(--paper); stroke-width: 4; paint-order: stroke;
 
 // -- quantities, written as the tables in Python write them --
 
-function figure(value) {
+function numberText(value) {
   if (value === 0) return "0";
   for (const [least, places] of [[99.95, 0], [9.995, 1], [0.9995, 2], [0.09995, 3]]) {
     if (value < least) continue;
@@ -38,9 +38,9 @@ function figure(value) {
 
 function scaled(value, units, last, scale) {
   for (const [unit, worth] of units) {
-    if (value >= 0.9995 * worth) return `${figure(value / worth)} ${unit}`;
+    if (value >= 0.9995 * worth) return `${numberText(value / worth)} ${unit}`;
   }
-  return `${figure(value / scale)} ${last}`;
+  return `${numberText(value / scale)} ${last}`;
 }
 
 const timeText = (seconds) => scaled(seconds, [["s", 1], ["ms", 1e-3]], "us", 1e-6);
@@ -113,7 +113,7 @@ function logAxes(parent, box, x, y, { xText, yText, xTitle, yTitle, most = 9 }) 
   svg("path", { class: "frame", d: `M${left} ${top}V${bottom}H${right}` }, back);
   say("small", [(left + right) / 2, bottom + 35], "middle", xTitle);
   say("small", [left - 8, top - 9], "start", yTitle).setAttribute("x", 0);
-  const id = `macluster-axes-${++views}`;
+  const id = unique("axes");
   const clip = svg("clipPath", { id }, svg("defs", {}, parent));
   svg("rect", { x: left, y: top, width: right - left, height: bottom - top }, clip);
   const plot = svg("g", { "clip-path": `url(#${id})` }, parent);

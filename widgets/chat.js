@@ -62,6 +62,8 @@ const NUMBERS = [
 const NAMES = { user: "You", assistant: "Model", error: "Error" };
 const SILENCE = 1000; // milliseconds
 
+// Each widget has this code to itself, so that counting alone would name things twice on a page.
+const INSTANCE = `macluster-chat-${Math.random().toString(36).slice(2)}`;
 let views = 0;
 
 function add(parent, tag, className = "", text = "") {
@@ -79,7 +81,7 @@ function button(parent, className, text) {
 }
 
 function render({ model, el }) {
-  const name = `macluster-chat-${++views}`;
+  const name = `${INSTANCE}-${++views}`;
   const root = add(el, "section", "macluster-chat");
   root.setAttribute("aria-label", "Conversation");
   add(root, "style").textContent = STYLE;

@@ -52,6 +52,7 @@ const STYLE = `
   clip-path: inset(50%); }
 .macluster-measure p { margin: 0 0 6px; color: var(--faint); }
 .macluster-measure .alarm { color: var(--alarm); font-weight: 600; }
+.macluster-measure .scroll { overflow-x: auto; }
 .macluster-measure .stage { position: relative; }
 .macluster-measure svg, .macluster-measure canvas { display: block; max-width: 100%;
   height: auto; }
@@ -134,7 +135,7 @@ function shade(level) {
 function choice(parent, legend, entries, chosen, pick) {
   const set = html("fieldset", "", parent);
   html("legend", "hidden", set).textContent = legend;
-  const name = `macluster-choice-${++views}`;
+  const name = unique("choice");
   for (const [key, words] of entries) {
     const label = html("label", "", set);
     const input = html("input", "", label);
@@ -151,6 +152,7 @@ function walk(cells, tell, forget) {
     row = clamp(row, cells.length - 1);
     column = clamp(column, cells[row].length - 1);
     cells[row][column].focus({ preventScroll: true });
+    reveal(cells[row][column]);
   };
   cells.forEach((line, row) => line.forEach((node, column) => {
     node.setAttribute("tabindex", row + column === 0 ? 0 : -1);
@@ -204,7 +206,8 @@ function pairsPanel(panel, data, state, show) {
   const top = 42;
   const width = left + n * wide + 4;
   const height = top + n * high + 4;
-  const stage = html("div", "stage", panel);
+  const stage = html("div", "stage", html("div", "scroll", panel));
+  stage.style.minWidth = `${Math.round(LEAST * width)}px`;
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height }, stage);
   const say = (x, y, anchor, words, className) => {
     const attributes = { x, y, "text-anchor": anchor, class: className, "aria-hidden": "true" };
@@ -217,12 +220,10 @@ function pairsPanel(panel, data, state, show) {
     const middle = top + (rank + 0.5) * high + 4;
     say(left + (rank + 0.5) * wide, top - 8, "middle", rank, "strong");
     say(left - 12, n <= 8 ? middle - 6 : middle, "end", rank, "strong");
-    const host = data.ranks[rank];
-    const short = host.length > 16 ? `${host.slice(0, 15)}…` : host;
-    if (n <= 8) say(left - 12, middle + 8, "end", short, "small");
+    if (n <= 8) say(left - 12, middle + 8, "end", data.names[rank], "small");
   }
   const detail = html("div", "detail", panel);
-  detail.id = `macluster-detail-${++views}`;
+  detail.id = unique("detail");
   const words = (row, column) => {
     const at = row * n + column;
     const level = metric.levels[at];
@@ -468,6 +469,7 @@ function canvasGrid(stage, view) {
     [...line.children].forEach((cell, index) => cell.setAttribute("tabindex",
       index === at[1] ? 0 : -1));
     line.children[at[1]].focus({ preventScroll: true });
+    reveal(line.children[at[1]]);
   };
   build(0);
   const under = (event) => {
@@ -496,6 +498,7 @@ function canvasGrid(stage, view) {
 // -- curves --
 
 const DASHES = ["6 4", "1.5 3", "9 3 2 3"];
+const ONE_CABLE = ["sendrecv", "pair"];
 
 function paintAs(node, each) {
   node.style.setProperty("--c", `var(--${each.kind})`);
@@ -547,18 +550,28 @@ function curvesPanel(panel, data, state, show) {
   const y = (each, size, seconds) => (timing ? seconds
     : (size / seconds) * (state.value === "busbw" ? each.factor : 1));
   // A barrier has no size: a line across. It carries nothing, so it has no bandwidth.
-  const drawn = series.filter((each) => timing || each.points.some((point) => point[0] > 0))
+  // Neither has what one rank does alone a busbw.
+  const drawn = series.filter((each) => each.points.length && (timing
+    || (each.points.some((point) => point[0] > 0) && (state.value === "algbw" || each.factor))))
     .map((each) => ({ ...each, at: each.points.map(([size, p50, p5 = p50, p95 = p50]) =>
       [size, ...[p50, p5, p95].map((seconds) => y(each, size, seconds))]) }));
+  if (!drawn.length) {
+    html("p", "", panel).textContent = `No curve has a ${state.value}.`;
+    return;
+  }
   const sized = drawn.flatMap((each) => each.at.filter((point) => point[0] > 0));
   const sizes = sized.length ? sized.map((point) => point[0]) : [1, 1024];
   const values = drawn.flatMap((each) => each.at.filter((point) => timing || point[0] > 0)
     .flatMap((point) => point.slice(1)));
-  if (!timing && data.rate) values.push(data.rate);
+  // Only these send all that they carry through one cable.
+  const roof = state.value !== "busbw" && data.rate
+    && drawn.some((each) => ONE_CABLE.includes(each.kind) && !state.hidden.has(each.key));
+  if (!timing && roof) values.push(data.rate);
   const range = (found, room) => [Math.min(...found) / room, Math.max(...found) * room];
   const height = 380;
   const root = svg("svg", { viewBox: `0 0 ${WIDE} ${height}`, width: WIDE, height, role: "grid",
-    "aria-label": `${VALUES[state.value]} by size` }, panel);
+    style: `min-width: ${Math.round(LEAST * WIDE)}px`,
+    "aria-label": `${VALUES[state.value]} by size` }, html("div", "scroll", panel));
   const frame = logAxes(root, [70, 28, WIDE - 14, height - 46], range(sizes, 1.6),
     range(values, 1.5), {
       xText: sizeLabel, yText: timing ? timeText : rateText, xTitle: "size of the message",
@@ -568,7 +581,7 @@ function curvesPanel(panel, data, state, show) {
   const note = (x, at, anchor, words, className = "small") => {
     svg("text", { x, y: at, "text-anchor": anchor, class: className }, over).textContent = words;
   };
-  if (data.rate) {
+  if (roof) {
     drawFormula(frame, (size) => (timing ? size / data.rate : data.rate), "roof");
     if (!timing) note(frame.box[0] + 8, py(data.rate) - 6, "start", data.rateText);
     else {
@@ -628,7 +641,7 @@ function curvesPanel(panel, data, state, show) {
   }
   if (!rows.length) {
     root.setAttribute("role", "img");
-    root.removeAttribute("aria-label");
+    root.setAttribute("tabindex", 0); // to scroll with the keys
     root.setAttribute("aria-label", "no measured curve is shown");
   }
   const detail = html("div", "detail one", panel);
@@ -696,7 +709,7 @@ function readout(each, [size, p50, p5, p95, count, wrong]) {
 
 // The legend: what is shown, and the line through it.
 function fits(panel, series, state, show) {
-  const table = html("table", "", panel);
+  const table = html("table", "", html("div", "scroll", panel));
   html("caption", "hidden", table).textContent = "Curves and the lines through them";
   const head = html("tr", "", html("thead", "", table));
   const fitted = series.some((each) => each.fit);
@@ -766,7 +779,7 @@ function render({ model, el }) {
   const parts = ["Pairs", "Curves"].map((name, index) => {
     const tab = html("button", "", tabs);
     const panel = html("div", "", root);
-    tab.id = `macluster-tab-${++views}`;
+    tab.id = unique("tab");
     panel.id = `${tab.id}-panel`;
     tab.type = "button";
     tab.textContent = name;

@@ -6,10 +6,13 @@ and the picture in the saved notebook is drawn here.
 
 from __future__ import annotations
 
+import base64
 import html
 import math
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -24,11 +27,14 @@ from ..engine.measure.record import Measurement, Pair, Sweep
 from ..engine.measure.samples import Rate, Timing
 from ..engine.measure.tables import (
     METRICS,
+    MOST_PAIRS,
     RINGS,
     TIMES,
     Metric,
+    as_html,
     by_ranks,
     outliers,
+    pairs_table,
     title,
     value,
     why_missing,
@@ -36,11 +42,17 @@ from ..engine.measure.tables import (
 )
 from ..engine.topology.topology import Topology
 from ..engine.units import bytes_text, number_text, rate_text, size_label, time_text
+from .network import cut, printable, short_hosts
 from .picture import ALARM, FAINT, INK, figure, number, script
 
 PERIOD = 0.25  # seconds between two messages to the page, at least
 LOGARITHMIC = 30.0  # the ratio of the largest value to the smallest from which shades are so
-MOST_WORDS = 8  # pairs that stand out, in words
+MOST_WORDS = 8  # pairs that stand out, and results that are wrong, in words
+NUMBERED = 12  # ranks at most of a saved matrix with numbers; of more it has shades alone
+MOST_FRAMES = 48  # cells with a frame in such a matrix
+FEW_PAIRS = 8  # in the table that is saved with it
+NO_VALUE = "#f3f4f6"
+ONE_CABLE = ("sendrecv", "pair")  # what sends all that it carries through one cable
 
 # Nearly even steps in lightness, and one hue: the order is seen without any colour.
 SHADES = (
@@ -57,12 +69,13 @@ SERIES = {
     "pair": "#a8326e",
     "predicted": FAINT,
 }
+# As on the page: axes.js and measure.js.
 MARKERS = {
-    "all_sum": "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0z",
-    "all_gather": "M-3 -3h6v6h-6z",
-    "sendrecv": "M0 -4L4 3H-4z",
-    "barrier": "M0 -4.5L4.5 0L0 4.5L-4.5 0z",
-    "pair": "M0 4L4 -3H-4z",
+    "all_sum": "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0-7.2 0z",
+    "all_gather": "M-3.2-3.2h6.4v6.4h-6.4z",
+    "sendrecv": "M0-4.4L4.2 3.2H-4.2z",
+    "barrier": "M0-4.8L4.8 0L0 4.8L-4.8 0z",
+    "pair": "M0 4.4L4.2-3.2H-4.2z",
 }
 DASHES = ("6 4", "1.5 3", "9 3 2 3")  # of what is predicted
 
@@ -282,7 +295,13 @@ def _fit(fit: Fit | None) -> dict[str, Any] | None:
 
 
 def _timed(size: int, time: Timing) -> list[float]:
-    return [size, _short(time.p50), _short(time.p5), _short(time.p95), time.count]
+    p5, p95 = (each if _drawable(each) else time.p50 for each in (time.p5, time.p95))
+    return [size, _short(time.p50), _short(p5), _short(p95), time.count]
+
+
+def _drawable(seconds: float) -> bool:
+    """Whether there is a place for it on a logarithmic axis."""
+    return math.isfinite(seconds) and seconds > 0
 
 
 def _sweep(sweep: Sweep) -> dict[str, Any]:
@@ -294,7 +313,7 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
         "factor": bus_factor(sweep.op, sweep.ranks),
         "points": [
             [*_timed(point.size if point.algbw else 0, point.time), point.wrong]
-            for point in sweep.points
+            for point in sweep.points if _drawable(point.time.p50)
         ],
         "fit": _fit(sweep.fit) if any(point.algbw for point in sweep.points) else None,
     }  # fmt: skip
@@ -306,13 +325,17 @@ def _pair(pair: Pair, rate: float | None) -> dict[str, Any]:
         "b": pair.b,
         "via": pair.via,
         "lines": pair_lines(pair, rate),
-        "points": [_timed(point.size, point.time) for point in pair.curve],
+        "points": [_timed(p.size, p.time) for p in pair.curve if _drawable(p.time.p50)],
         "fit": _fit(pair.fit),
     }
 
 
-def line_rate(m: Measurement, topology: Topology | None) -> float | None:
-    """Bytes/s of the slowest link that the collectives use, None where a rate is not known."""
+def line_rate(m: Measurement, topology: Topology | None) -> tuple[float, str] | None:
+    """Bytes/s of the slowest link that is in use, and its name; None where a rate is not known.
+
+    It limits what goes through one link, between two neighbours or in a sendrecv. The other
+    collectives send through several links at once.
+    """
     if topology is None:
         return None
     links = [each for each in topology.links if each.kind != "loopback"]
@@ -320,7 +343,10 @@ def line_rate(m: Measurement, topology: Topology | None) -> float | None:
         links = [each for each in links if (each.b - each.a) in (1, m.size - 1)]
     if not links or not all(each.negotiated for each in links):
         return None
-    return min(each.negotiated or 0.0 for each in links) / 8
+    rates = {each.negotiated or 0.0 for each in links}
+    one = len(rates) == 1 and all(each.cables == 1 for each in links)
+    name = "one cable" if one else "one link" if len(rates) == 1 else "slowest link"
+    return min(rates) / 8, f"{name}: {rate_text(min(rates) / 8)}"
 
 
 def page_data(
@@ -328,6 +354,7 @@ def page_data(
     topology: Topology | None = None,
     predicted: Sequence[Curve] = (),
     crossing: float | None = None,
+    words: str = "",
 ) -> dict[str, Any]:
     """All that the page draws."""
     pairs = by_ranks(m)
@@ -336,24 +363,26 @@ def page_data(
     if any(rates.values()):
         metrics.append("part_of_rate")
     apart = outliers(m)
-    words = [each.words for each in apart[:MOST_WORDS]]
+    standing = [each.words for each in apart[:MOST_WORDS]]
     if len(apart) > MOST_WORDS:
-        words.append(f"and {len(apart) - MOST_WORDS} more, marked in the matrix")
-    rate = line_rate(m, topology)
+        standing.append(f"and {len(apart) - MOST_WORDS} more, marked in the matrix")
+    rate, rate_words = line_rate(m, topology) or (None, "")
+    hosts = short_hosts(each.host for each in m.ranks)
     return {
         "title": title(m),
         "simulated": m.simulated,
-        "notes": list(m.notes),
+        "notes": [*m.notes, *filter(None, [words])],
         "wrong": wrong_results(m),
         "ranks": [each.host for each in m.ranks],
+        "names": [cut(hosts[each.host], 16) for each in m.ranks],
         "devices": [each.device for each in m.ranks],
         "metrics": [attrs.asdict(cells(m, each, topology)) for each in metrics],
         "pairs": [
             _pair(pair, rates.get((pair.a, pair.b)))
             for (a, _), pair in sorted(pairs.items()) if a == pair.a
         ],
-        "outliers": words,
-        "series": [_sweep(each) for each in m.sweeps if each.points]
+        "outliers": standing,
+        "series": [each for each in map(_sweep, m.sweeps) if each["points"]]
         + [
             {
                 "key": f"predicted-{n}",
@@ -363,13 +392,14 @@ def page_data(
                 "points": [
                     [int(size), _short(seconds)]
                     for size, seconds in zip(each.sizes, each.seconds, strict=True)
+                    if _drawable(seconds)
                 ],
                 "fit": None,
             }
             for n, each in enumerate(predicted)
         ],
         "rate": rate,
-        "rateText": f"line rate {rate_text(rate)}" if rate else "",
+        "rateText": rate_words,
         "crossing": crossing,
         "crossingText": f"{' = '.join(each.name for each in predicted)} at {size_label(crossing)}"
         if crossing
@@ -386,7 +416,8 @@ PLOT = (62, 12, 700, 258)  # left, top, right, bottom
 def matrix_svg(m: Measurement, metrics: Sequence[Metric] = ("latency", "bandwidth")) -> str:
     """Matrices side by side, as a file of their own, on white."""
     n = m.size
-    wide, high = (52, 30) if n <= 8 else (27, 20) if n <= 16 else (max(4, 380 // n),) * 2
+    numbered = n <= NUMBERED
+    wide, high = (52, 30) if n <= 8 else (36, 24) if numbered else (max(4, 380 // n),) * 2
     left, top = 34, 46
     step = left + n * wide + 24
     parts = []
@@ -405,7 +436,7 @@ def matrix_svg(m: Measurement, metrics: Sequence[Metric] = ("latency", "bandwidt
             parts.append(f'<text x="{left - 12}" y="{y}">{rank}</text>')
         parts.append("</g>")
         parts += _shades(drawn, n, left, top, wide, high)
-        if n <= 16:
+        if numbered:
             for dark in (False, True):
                 fill = "#fff" if dark else "#000"
                 parts.append(f'<g font-size="11" text-anchor="middle" fill="{fill}">')
@@ -417,17 +448,21 @@ def matrix_svg(m: Measurement, metrics: Sequence[Metric] = ("latency", "bandwidt
                 parts.append("</g>")
         marks = "".join(
             f"M{left + at % n * wide + 1} {top + at // n * high + 1}h{wide - 2}v{high - 2}"
-            f"h{2 - wide}z" for at in drawn.alarms
+            f"h{2 - wide}z" for at in (drawn.alarms if numbered else drawn.alarms[:MOST_FRAMES])
         )  # fmt: skip
         parts.append(f'<path d="{marks}" fill="none" stroke="{ALARM}" stroke-width="2"/>')
         plain = "".join(
             f"M{left + b * wide} {top + a * high}h7l-7 7z"
-            for (a, b), pair in sorted(pairs.items()) if pair.via == "tcp"
+            for (a, b), pair in sorted(pairs.items()) if pair.via == "tcp" and numbered
         )  # fmt: skip
         parts.append(f'<path d="{plain}" fill="{INK}"/></g>')
     height = top + n * high + 26
     notes = ["from the rank of the row to that of the column"]
-    notes += ["corner: a plain socket (tcp)"] if any(p.via == "tcp" for p in m.pairs) else []
+    sockets = sum(pair.via == "tcp" for pair in m.pairs)
+    if sockets:
+        notes.append("corner: a plain socket (tcp)" if numbered else f"{sockets:,} pairs by tcp")
+    if not numbered:
+        notes.append("the darker, the more")
     notes += ["red frame: stands out"] if outliers(m) else []
     parts.append(
         f'<text x="{left}" y="{height - 8}" font-size="10.5" fill="{FAINT}">'
@@ -436,32 +471,50 @@ def matrix_svg(m: Measurement, metrics: Sequence[Metric] = ("latency", "bandwidt
     return _file(max(len(metrics) * step, 330), height, "".join(parts))
 
 
-def _shades(
-    drawn: Cells, n: int, left: float, top: float, wide: float, high: float
-) -> Iterable[str]:
-    """One path for each shade; neighbours of a shade in a row are one rectangle."""
-    # Half a step is not seen, and fewer shades are fewer paths.
+def _shades(drawn: Cells, n: int, left: int, top: int, wide: int, high: int) -> Iterable[str]:
+    """The cells as a small image with a pixel for each, and white lines between them."""
+    # Half a step is not seen, and fewer shades are a smaller image.
     levels = [round(2 * each) / 2 for each in drawn.levels]
-    by_level: dict[float, list[str]] = {}
-    gap = 1 if n <= 32 else 0
-    for row in range(n):
-        column = 0
-        while column < n:
-            level, begin = levels[row * n + column], column
-            while column < n and levels[row * n + column] == level and (column == begin or n > 16):
-                column += 1
-            width = (column - begin) * wide - gap
-            by_level.setdefault(level, []).append(
-                f"M{left + begin * wide} {top + row * high}h{width}v{high - gap}h-{width}z"
-            )
-    for level, found in sorted(by_level.items()):
-        fill = shade(level) if level >= 0 else "#f3f4f6"
-        yield f'<path d="{"".join(found)}" fill="{fill}"/>'
+    colours = [shade(level) if level >= 0 else NO_VALUE for level in levels]
+    image = base64.b64encode(_png(colours, n)).decode()
+    yield (
+        f'<image x="{left}" y="{top}" width="{n * wide}" height="{n * high}" '
+        f'preserveAspectRatio="none" style="image-rendering:pixelated" '
+        f'href="data:image/png;base64,{image}"/>'
+    )
+    if n <= 32:
+        across = "".join(f"M{left} {top + at * high - 0.5}h{n * wide}" for at in range(1, n))
+        down = "".join(f"M{left + at * wide - 0.5} {top}v{n * high}" for at in range(1, n))
+        yield f'<path d="{across}{down}" stroke="#fff"/>'
+
+
+def _png(colours: Sequence[str], n: int) -> bytes:
+    """An image of n x n pixels, row after row, with a palette (PNG, ISO/IEC 15948)."""
+    palette = sorted(set(colours))
+    index = {colour: bytes([place]) for place, colour in enumerate(palette)}
+    rows = b"".join(
+        b"\0" + b"".join(index[each] for each in colours[row * n : (row + 1) * n])
+        for row in range(n)
+    )
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    head = struct.pack(">IIBBBBB", n, n, 8, 3, 0, 0, 0)
+    colour_bytes = bytes.fromhex("".join(each[1:] for each in palette))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"PLTE", colour_bytes)
+        + chunk(b"IDAT", zlib.compress(rows, 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 def curves_svg(
     m: Measurement, predicted: Sequence[Curve] = (), crossing: float | None = None,
-    rate: float | None = None,
+    rate: tuple[float, str] | None = None,
 ) -> str:  # fmt: skip
     """Time by size, as a file of its own, on white."""
     series: list[tuple[str, str, list[tuple[float, ...]], Fit | None]] = [
@@ -469,7 +522,7 @@ def curves_svg(
          [(p.size if p.algbw else 0, p.time.p50, p.time.p5, p.time.p95) for p in s.points], s.fit)
         for s in m.sweeps
     ]  # fmt: skip
-    if not series:
+    if not any(points for _, _, points, _ in series):
         first = next((pair for pair in m.pairs if pair.curve), None)
         if first is None:
             return ""
@@ -482,8 +535,15 @@ def curves_svg(
             "predicted", f"{each.name}, predicted",
             [(n, t, t, t) for n, t in zip(each.sizes, each.seconds, strict=True)], None,
         ))  # fmt: skip
+    series = [
+        (kind, name, [p for p in points if _drawable(p[1])], fit)
+        for kind, name, points, fit in series
+    ]
+    series = [each for each in series if each[2]]
+    if not any(kind != "predicted" for kind, *_ in series):
+        return ""
     sizes = [p[0] for _, _, points, _ in series for p in points if p[0] > 0] or [1.0, 1024.0]
-    times = [t for _, _, points, _ in series for p in points for t in p[1:] if t > 0]
+    times = [t for _, _, points, _ in series for p in points for t in p[1:] if _drawable(t)]
     low, high = min(sizes) / 1.5, max(sizes) * 1.5
     least, most = min(times) / 1.4, max(times) * 1.4
     left, top, right, bottom = PLOT
@@ -508,13 +568,14 @@ def curves_svg(
             parts.append(f'<text x="{number(x(2.0**power))}" y="{bottom + 16}" '
                          f'text-anchor="middle">{size_label(2**power)}</text>')  # fmt: skip
     parts.append(f'</g><path d="{grid}" stroke="#e5e9ed"/>')
-    if rate:
-        ends = [max(low, least * rate), min(high, most * rate)]
+    if rate and any(kind in ONE_CABLE for kind, *_ in series):
+        speed, name = rate
+        ends = [max(low, least * speed), min(high, most * speed)]
         if ends[0] < ends[1]:
-            d = _polyline([(x(size), y(size / rate)) for size in ends])
+            d = _polyline([(x(size), y(size / speed)) for size in ends])
             parts.append(f'<path d="{d}" fill="none" stroke="{INK}" stroke-dasharray="12 5"/>')
             parts.append(f'<text x="{number(x(ends[0]) + 16)}" y="{bottom - 6}" font-size="10.5" '
-                         f'fill="{FAINT}">line rate {rate_text(rate)}</text>')  # fmt: skip
+                         f'fill="{FAINT}">{name}</text>')  # fmt: skip
     if crossing and low < crossing < high:
         at = number(x(crossing))
         words = f"{' = '.join(html.escape(each.name) for each in predicted)} at "
@@ -558,7 +619,10 @@ def curves_svg(
         legend.append(f'<text x="{number(legend_x + 30)}" y="291.5">{html.escape(name)}</text>')
         legend_x += 30 + 5.8 * len(name) + 18
     for sweep in m.sweeps:
-        wrong += [(x(p.size), y(p.time.p50)) for p in sweep.points if p.wrong and p.algbw]
+        wrong += [
+            (x(p.size), y(p.time.p50)) for p in sweep.points
+            if p.wrong and p.algbw and _drawable(p.time.p50)
+        ]  # fmt: skip
     if wrong:
         d = "".join(f"M{number(a - 6)} {number(b - 6)}l12 12m0-12l-12 12" for a, b in wrong)
         parts.append(f'<path d="{d}" stroke="{ALARM}" stroke-width="2.4"/>')
@@ -573,7 +637,7 @@ def _polyline(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _file(width: float, height: float, content: str) -> str:
-    return (
+    return printable(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {number(width)} {number(height)}" '
         f'width="{number(width)}" height="{number(height)}" font-family="system-ui,sans-serif">'
         f'<rect width="100%" height="100%" rx="6" fill="#fff"/><g fill="{INK}">{content}</g></svg>'
@@ -605,6 +669,18 @@ def curves_label(m: Measurement) -> str:
     return f"Time by size, {title(m)}. {'; '.join(said)}."
 
 
+def _tables(m: Measurement) -> str:
+    """The tables of a saved notebook, as HTML; the picture has many pairs already."""
+    if len(m.pairs) <= MOST_PAIRS:
+        return m._repr_html_()
+    slowest = sorted(m.pairs, key=lambda each: (each.bandwidth, -each.latency.p50))[:FEW_PAIRS]
+    found = as_html(attrs.evolve(m, pairs=())) if m.sweeps else ""
+    if slowest:
+        found += pairs_table(m, slowest)._repr_html_()
+        found += f"<p>the slowest; {len(m.pairs) - len(slowest):,} more pairs are in .pairs</p>"
+    return found
+
+
 # -- the widget ------------------------------------------------------------------------------------
 
 
@@ -616,6 +692,7 @@ class MeasureView(anywidget.AnyWidget):
         topology: knows the negotiated rates, for the part of them that was reached.
         predicted: curves to draw beside the measured ones.
         crossing: the bytes at which the predicted curves cross.
+        words: what follows from the predicted curves, in a sentence.
     """
 
     _esm = script("dom.js", "axes.js", "measure.js")
@@ -627,9 +704,10 @@ class MeasureView(anywidget.AnyWidget):
         topology: Topology | None = None,
         predicted: Sequence[Curve] = (),
         crossing: float | None = None,
+        words: str = "",
     ) -> None:
         self.measurement = measurement
-        self._more = (topology, tuple(predicted), crossing)
+        self._more = (topology, tuple(predicted), crossing, words)
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
         self._sent = time.monotonic()
@@ -668,7 +746,7 @@ class MeasureView(anywidget.AnyWidget):
         if found is None:
             return None
         # What is left when the kernel is gone: pictures, and the tables.
-        m, (topology, predicted, crossing) = self.measurement, self._more
+        m, (topology, predicted, crossing, _) = self.measurement, self._more
         parts = []
         if m.pairs:
             parts.append(figure(matrix_svg(m), matrix_label(m)))
@@ -677,7 +755,10 @@ class MeasureView(anywidget.AnyWidget):
             parts.append(figure(drawn, curves_label(m)))
         found[0]["text/plain"] = repr(m)
         # What must not be missed stays outside of what is folded.
-        said = [f"Wrong results: {each}." for each in wrong_results(m)]
+        wrong = wrong_results(m)
+        said = [f"Wrong results: {each}." for each in wrong[:MOST_WORDS]]
+        if len(wrong) > MOST_WORDS:
+            said.append(f"Wrong results: {len(wrong) - MOST_WORDS} more.")
         said += [f"Stands out: {each.words}." for each in outliers(m)[:MOST_WORDS]]
         words = "".join(
             f'<p style="color:{ALARM};font-weight:600">{html.escape(each)}</p>' for each in said
@@ -685,6 +766,6 @@ class MeasureView(anywidget.AnyWidget):
         heading = title(m) + (f" (simulated: {m.simulated})" if m.simulated else "")
         found[0]["text/html"] = (
             f"<p><b>{html.escape(heading)}</b></p>{words}{''.join(parts)}"
-            f"<details><summary>Tables</summary>{m._repr_html_()}</details>"
+            f"<details><summary>Tables</summary>{_tables(m)}</details>"
         )
         return found

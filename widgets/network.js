@@ -62,7 +62,7 @@ function layer(parent, known, items, className, prefix, change) {
 // `events.choose` is called with the key of what a person selects ("node-0", "link-0-1", null for
 // nothing), `events.leave` when they leave with Escape.
 function network(parent, events) {
-  const prefix = `macluster-network-${++views}`;
+  const prefix = unique("network");
   const root = svg("svg", {
     class: "macluster-network", role: "listbox", tabindex: 0,
     // Keys are for the graph, not for the notebook or page around it.
@@ -114,6 +114,7 @@ function network(parent, events) {
     }
     const walked = group(here);
     mark(walked, "here");
+    if (walked && root.matches(":focus")) reveal(walked);
     if (walked) put(root, "aria-activedescendant", walked.id);
     else {
       root.removeAttribute("aria-activedescendant");
@@ -199,6 +200,8 @@ function network(parent, events) {
     scene = next;
     put(root, "viewBox", scene.box.join(" "));
     root.style.maxWidth = `${scene.box[2]}px`;
+    // Letters stay readable: what does not fit is scrolled to.
+    root.style.minWidth = `${Math.round(LEAST * scene.box[2])}px`;
     put(root, "aria-label", scene.title);
     parts(back, scene.back);
     const option = (node, item) => {

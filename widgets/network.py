@@ -32,6 +32,9 @@ TRACK = 20  # a ring of more nodes runs around a rectangle, not a circle
 FRAMED = 16  # ranks at most of several hosts that get frames; more get bands
 LABELLED = 15  # links at most that all get a text; of more, those that are slow
 HAIR = 300  # links from which they are hairlines
+MOST_MARKS = 24  # faulty links at most that get a text or a mark; the others get the colour alone
+MOST_TEXTS = 4  # texts at hairlines
+MOST_WARNINGS = 4  # of a saved picture; the page has them all
 
 CSS = (Path(__file__).parent / "network.css").read_text(encoding="utf-8")
 
@@ -217,7 +220,12 @@ def _label(topology: Topology, bad: set[tuple[int, int]], warnings: Sequence[str
     wrong = [each for each in topology.nodes if each.state in ("dead", "busy")]
     sentences += [f"Rank {each.rank} is {each.state}." for each in wrong[:8]]
     sentences += [f"The link of ranks {a} and {b} is faulty." for a, b in sorted(bad)[:8]]
-    return " ".join([*sentences, *warnings])
+    return " ".join([*sentences, *_few(warnings)])
+
+
+def _few(warnings: Sequence[str]) -> list[str]:
+    more = len(warnings) - MOST_WARNINGS
+    return [*warnings[:MOST_WARNINGS], *([f"And {more} more."] if more > 0 else [])]
 
 
 # -- the speed of a link ---------------------------------------------------------------------------
@@ -275,8 +283,20 @@ def text_box(part: Part) -> Box:
     return (left, y - size * 0.85, left + width, y + size * 0.3)
 
 
-def _cut(words: str, most: int = 20) -> str:
-    return words if len(words) <= most else f"{words[: most - 1]}…"
+def cut(words: str, most: int = 20) -> str:
+    """At most so many letters; what is left out is the middle, as ends tell hosts apart."""
+    if len(words) <= most:
+        return words
+    first = most // 2
+    return f"{words[:first]}…{words[len(words) - (most - 1 - first) :]}"
+
+
+def short_hosts(hosts: Iterable[str]) -> dict[str, str]:
+    """Each host without the domain, where all have the same one."""
+    names = dict.fromkeys(hosts)
+    ends = {name.partition(".")[2] for name in names}
+    shared = len(ends) == 1 and any(end and not end[-1].isdigit() for end in ends)
+    return {name: name.partition(".")[0] if shared else name for name in names}
 
 
 def _meet(one: Box, two: Box, gap: float = 0) -> bool:
@@ -353,6 +373,7 @@ class _Layout:
         for node in topology.nodes:
             hosts.setdefault(node.host or f"rank {node.rank}", []).append(node)
         self.hosts = hosts
+        self.names = short_hosts(node.host for node in topology.nodes)
         largest = max((len(each) for each in hosts.values()), default=0)
         self.size = topology.size
         self.alone = len(hosts) == 1 and self.size > 1
@@ -438,7 +459,7 @@ class _Layout:
             self.places[node.rank] = Place(*at, 34, 26, _side(*out), False, out)
         top, bottom = y - half, y + half
         self.back.append(["rect", "frame", x - half, top, 2 * half, bottom - top, 12])
-        lines = [("strong", _cut(host, 24)), ("small", _chip(nodes[0])),
+        lines = [("strong", cut(self.names.get(host, host), 24)), ("small", _chip(nodes[0])),
                  ("small", memory_words(nodes[0]))]  # fmt: skip
         shown = [(kind, words) for kind, words in lines if words]
         line = top - 8 - LINE * (len(shown) - 1) if y < -1 else bottom + 17
@@ -469,7 +490,7 @@ class _Layout:
             middle, (dx, dy) = at[len(at) // 2], at[len(at) // 2].out
             if len(runs) <= 24:
                 # Beyond the numbers of the ranks.
-                words = _cut(hosts[run[0]], 14)
+                words = cut(self.names[hosts[run[0]]], 14)
                 far = abs(dx) * (middle.width / 2 + 18 + text_width(words, 10.5) / 2)
                 far += abs(dy) * (middle.height / 2 + 18) + 9
                 at_label = (middle.x + far * dx, middle.y + far * dy + 3.5)
@@ -481,7 +502,8 @@ class _Layout:
         boxes = [box for place in self.places.values() for box in self._around(place)]
         left, top = min(b[0] for b in boxes) - 22, min(b[1] for b in boxes) - 16
         right, bottom = max(b[2] for b in boxes) + 22, max(b[3] for b in boxes) + 14
-        words = ", ".join(part for part in (node.host, _chip(node), memory_words(node)) if part)
+        host = cut(self.names[node.host], 40)
+        words = ", ".join(part for part in (host, _chip(node), memory_words(node)) if part)
         label: Part = ["text", "strong", (left + right) / 2, top - 9, "middle", words]
         self.back += [["rect", "frame", left, top, right - left, bottom - top, 14], label]
         self.boxes += [text_box(label), (left, top, left + 1, bottom), (right - 1, top, right, top)]
@@ -531,7 +553,7 @@ class _Layout:
             first += f" · {node.state}"
         lines = [("strong" if place.full else "small", first)]
         if place.full and not self.alone:
-            lines += [("", _cut(node.host)), ("small", _chip(node))]
+            lines += [("", cut(self.names[node.host])), ("small", _chip(node))]
         if place.full:
             # The memory of a host that all share stands once, at its frame.
             memory = memory_words(node) if not self.alone else _held(node)
@@ -565,7 +587,7 @@ def _held(node: Node) -> str:
 
 def _chip(node: Node) -> str:
     """ "M3 Ultra" of "Mac Studio, Apple M3 Ultra"."""
-    return _cut(node.model.rpartition(", ")[2].removeprefix("Apple "), 22)
+    return cut(node.model.rpartition(", ")[2].removeprefix("Apple "), 22)
 
 
 def _track(n: int, pitch: float) -> list[tuple[float, float, float, float]]:
@@ -726,7 +748,10 @@ def _link_labels(
     best: dict[Kind, float],
 ) -> None:
     """Texts at the links, where there is room: first at those that are faulty."""
-    faulty = {index for index, link in enumerate(links) if (link.a, link.b) in bad}
+    slow_first = sorted(range(len(links)), key=lambda index: _bandwidth(links[index]))
+    faulty = {i for i in slow_first if (links[i].a, links[i].b) in bad}
+    if len(faulty) > MOST_MARKS:
+        faulty = set([i for i in slow_first if i in faulty][:MOST_MARKS])
     wanted = set(faulty)
     speeds = {_bandwidth(link) for link in links}
     least = min(range(len(links)), key=lambda index: _bandwidth(links[index]), default=0)
@@ -740,6 +765,9 @@ def _link_labels(
         wanted &= faulty | slow | {least}
     few = len(links) > LABELLED
     order = sorted(wanted, key=lambda i: (i not in faulty, -math.dist(*lines[i]), i))
+    if len(links) > HAIR:
+        # To look for room among so many lines takes long.
+        order = [i for i in slow_first if i in wanted][:MOST_TEXTS]
     for rows in (2, 1):
         found: dict[int, list[Part]] = {}
         taken: list[Box] = list(layout.boxes)
@@ -990,27 +1018,47 @@ ATTRIBUTES = {
     "circle": ("cx", "cy", "r"),
     "text": ("x", "y", "text-anchor"),
 }
+COARSE = 4  # pixels between the places that hairlines may end at
 HEAD = 34  # for the title and the warnings' first line
 
 
 def static_svg(drawn: Scene) -> str:
     """The picture as a file of its own, in light colours: it cannot know those of the page."""
     x, y, width, height = drawn.box
-    lines = [line for each in drawn.warnings[:4] for line in _wrapped(each, width - 2 * MARGIN)]
+    few = _few(drawn.warnings)
+    lines = [line for each in few for line in _wrapped(each, width - 2 * MARGIN)]
     head = HEAD + 17 * len(lines) + (6 if lines else 0)
     parts = [_element(part) for part in drawn.back]
     # Links that look the same are one path, which makes the file a third as long.
     alike: dict[tuple[str, float], list[str]] = {}
+    hairs: dict[tuple[str, float], list[tuple[int, ...]]] = {}
     for item in drawn.links:
         for tag, kind, d, *rest in item.parts:
-            if tag == "path" and kind != "hit":
+            if tag == "path" and len(drawn.links) > HAIR:
+                hairs.setdefault((kind, rest[0]), []).append(item.ends)
+            elif tag == "path" and kind != "hit":
                 alike.setdefault((kind, rest[0]), []).append(d)
     parts += [_element(["path", kind, "".join(d), w]) for (kind, w), d in alike.items()]
-    parts += [_element(part) for item in drawn.links for part in item.over]
-    for item in drawn.nodes:
-        inner = "".join(_element(part) for part in item.parts)
-        place = f"{number(item.x)} {number(item.y)}"
-        parts.append(f'<g transform="translate({place})">{inner}</g>')
+    if hairs:
+        # Their ends are under the glyphs: from about the middle to the middle, in one stroke while
+        # that goes on, and in coarse steps, which are short to write.
+        ends_at = {int(i.id): f"{i.x / COARSE:.0f} {i.y / COARSE:.0f}" for i in drawn.nodes}
+        parts.append(f'<g transform="scale({COARSE})">')
+        for (kind, w), ends in hairs.items():
+            d = "".join("M" + " ".join(ends_at[rank] for rank in trail) for trail in _trails(ends))
+            parts.append(_element(["path", kind, d, round(w / COARSE, 2)]))
+        parts.append("</g>")
+    over = [part for item in drawn.links for part in item.over]
+    if len(drawn.nodes) > FRAMED:
+        # Glyphs are small, and do not overlap: the like of all of them in one element.
+        parts += _merged(over)
+        parts += _merged([_moved(p, i.x, i.y) for i in drawn.nodes for p in i.parts])
+    else:
+        parts += [_element(part) for part in over]
+        for item in drawn.nodes:
+            inner = "".join(_element(part) for part in item.parts)
+            place = f"{number(item.x)} {number(item.y)}"
+            parts.append(f'<g transform="translate({place})">{inner}</g>')
     words = [_element(["text", "strong", x + MARGIN, y - head + 22, "start", drawn.title])]
     if drawn.badge["words"]:
         at = x + MARGIN + text_width(drawn.title, 12.6) + 10
@@ -1025,14 +1073,39 @@ def static_svg(drawn: Scene) -> str:
         words.append(_element(alarm))
     size = f"{number(width)} {number(height + head)}"
     body = _shared("".join([*words, *parts]))
-    return (
+    return printable(
         f'<svg xmlns="http://www.w3.org/2000/svg" class="macluster-network" '
         f'viewBox="{number(x)} {number(y - head)} {size}" width="{number(width)}" '
-        f'height="{number(height + head)}"><title>{html.escape(drawn.label)}</title>'
+        f'height="{number(height + head)}">'
         f"<style>{_short_css()}</style>"
         f'<rect class="paper" x="{number(x)}" y="{number(y - head)}" width="100%" height="100%" '
         f'rx="6"/>{body}</svg>'
     )
+
+
+def _merged(parts: Sequence[Part]) -> list[str]:
+    """Parts by their class, in one path or group for each; rectangles without round corners."""
+    paths: dict[str, str] = {"under": ""}  # the paper below texts comes first
+    words: dict[str, str] = {}
+    for tag, kind, *rest in parts:
+        if kind == "hit":
+            continue
+        if tag == "rect":
+            x, y, w, h = (number(each) for each in rest[:4])
+            paths[kind] = paths.get(kind, "") + f"M{x} {y}h{w}v{h}h-{w}z"
+        elif tag == "circle":
+            x, y, r, across = (number(each) for each in (rest[0] - rest[2], *rest[1:], 2 * rest[2]))
+            ends = f"a{r} {r} 0 1 0 {across} 0a{r} {r} 0 1 0 -{across} 0z"
+            paths[kind] = paths.get(kind, "") + f"M{x} {y}{ends}"
+        elif tag == "path":
+            paths[kind] = paths.get(kind, "") + rest[0]
+        else:
+            place = f'x="{number(rest[0])}" y="{number(rest[1])}"'
+            text = f"<tspan {place}>{html.escape(rest[3])}</tspan>"
+            words[kind] = words.get(kind, "") + text
+    return [f'<path class="{kind}" d="{d}"/>' for kind, d in paths.items() if d] + [
+        f'<text class="{kind}" text-anchor="middle">{each}</text>' for kind, each in words.items()
+    ]
 
 
 def _short_css() -> str:
@@ -1043,6 +1116,34 @@ def _short_css() -> str:
     return (
         "}".join(kept).replace(".macluster-network {", "svg {").replace(".macluster-network ", "")
     )
+
+
+def _trails(pairs: Iterable[tuple[int, ...]]) -> list[list[int]]:
+    """Walks along pairs of ranks that use each pair once, so that most ranks are written once."""
+    near: dict[int, dict[int, int]] = {}
+    for a, b in pairs:
+        for one, two in ((a, b), (b, a)):
+            near.setdefault(one, {}).setdefault(two, 0)
+            near[one][two] += 1
+    # From the ends of walks first: ranks with an odd number of links.
+    found = []
+    for first in sorted(near, key=lambda rank: sum(near[rank].values()) % 2 == 0):
+        while near[first]:
+            trail = [first]
+            while near[trail[-1]]:
+                here, there = trail[-1], next(iter(near[trail[-1]]))
+                for one, two in ((here, there), (there, here)):
+                    near[one][two] -= 1
+                    if not near[one][two]:
+                        del near[one][two]
+                trail.append(there)
+            found.append(trail)
+    return found
+
+
+def printable(svg: str) -> str:
+    """Without the characters that XML cannot hold, and for which nothing at all would be drawn."""
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]", "", svg)
 
 
 def _wrapped(words: str, width: float) -> list[str]:

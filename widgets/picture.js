@@ -45,7 +45,7 @@ function patterns(root, prefix) {
 }
 
 function draw(scene, parent) {
-  const prefix = `macluster-bars-${++views}`;
+  const prefix = unique("bars");
   const picture = svg("svg", {
     viewBox: `0 0 ${scene.width} ${scene.height}`, role: "img", "aria-label": scene.label,
   });

@@ -32,7 +32,7 @@ function render({ model, el }) {
   slider.min = 0;
   slider.max = contexts.length - 1;
   slider.step = 1;
-  slider.id = label.htmlFor = `macluster-plan-${++views}`;
+  slider.id = label.htmlFor = unique("plan");
   slider.disabled = contexts.length < 2;
   const picture = html("div", "", root);
   const notes = html("div", "", root);

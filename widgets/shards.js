@@ -57,7 +57,7 @@ function shape([kind, x, y, width, height], prefix, parent) {
 
 function render({ model, el }) {
   const scene = model.get("scene");
-  const prefix = `macluster-shards-${++views}`;
+  const prefix = unique("shards");
   const root = html("div", "macluster-shards", el);
   html("style", "", root).textContent = STYLE;
   html("div", "title", root).textContent = model.get("title");

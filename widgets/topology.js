@@ -24,10 +24,9 @@ const PANEL = `
 .macluster-topology .status { white-space: pre-wrap; color: var(--alarm); margin-top: 6px; }
 .macluster-topology .status:empty { display: none; }
 .macluster-topology .both { display: flex; flex-wrap: wrap; gap: 8px 28px; align-items: flex-start; }
-.macluster-topology .graph { flex: 1 1 440px; min-width: 0; display: flex;
-  justify-content: center; }
-.macluster-topology .graph svg { display: block; width: 100%; height: auto; }
-.macluster-topology .old { opacity: .5; }
+.macluster-topology .graph { flex: 1 1 440px; min-width: 0; overflow-x: auto; }
+.macluster-topology .graph svg { display: block; width: 100%; height: auto; margin: 0 auto; }
+.macluster-topology .old :is(.link, .node > :not(text)) { opacity: .5; }
 .macluster-topology .panel { flex: 1 1 270px; max-width: 320px; min-width: 0; padding-top: 14px; }
 .macluster-topology .panel .which { font-size: 13px; font-weight: 600; }
 .macluster-topology .panel .under { color: var(--faint); margin-bottom: 8px; }
@@ -85,7 +84,7 @@ function render({ model, el }) {
   const status = html("div", "status", root);
   status.setAttribute("role", "status");
   const both = html("div", "both", root);
-  const graph = html("div", "graph", both);
+  const graph = html("div", "graph scroll", both);
   const panel = html("div", "panel", both);
   panel.setAttribute("role", "region");
   panel.setAttribute("aria-label", "What is known of the selection");
@@ -93,10 +92,9 @@ function render({ model, el }) {
   heard.setAttribute("aria-live", "polite");
   let shown = null; // what the panel was made from
 
+  const known = (key) => model.get("figures")[key] ?? model.get("link_figures")[key];
   const tell = () => {
-    const key = net.chosen();
-    const figures = model.get("figures");
-    const found = figures[key] ?? figures.all;
+    const found = known(net.chosen()) ?? known("all");
     const text = JSON.stringify(found);
     if (text === shown) return;
     shown = text;
@@ -114,12 +112,12 @@ function render({ model, el }) {
       html("dt", "", list).textContent = what;
       html("dd", "", list).textContent = value;
     }
-    if (found === figures.all) html("p", "hint", panel).textContent = HINT;
+    if (found === known("all")) html("p", "hint", panel).textContent = HINT;
   };
   const net = network(graph, {
     choose: (key) => {
       tell();
-      const found = model.get("figures")[key];
+      const found = known(key);
       heard.textContent = key && found ? `Selected: ${found.title}. ${found.heard}` : "";
     },
     leave: () => {
@@ -148,6 +146,7 @@ function render({ model, el }) {
   told();
   model.on("change:scene", draw);
   model.on("change:figures", tell);
+  model.on("change:link_figures", tell);
   model.on("change:status", told);
   window.addEventListener("pagehide", close);
   model.send({ do: "open", page });
@@ -155,6 +154,7 @@ function render({ model, el }) {
     window.removeEventListener("pagehide", close);
     model.off("change:scene", draw);
     model.off("change:figures", tell);
+    model.off("change:link_figures", tell);
     model.off("change:status", told);
     close();
   };

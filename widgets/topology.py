@@ -40,7 +40,7 @@ from .picture import figure, script
 GAP = 0.25  # seconds at least between two messages to the page
 # Of a saved notebook: what the tables may be long, in characters, and the links that are shown
 # where they would be longer.
-LONGEST, FEW = 16_000, 32
+LONGEST, FEW = 16_000, 12
 
 STATES = {
     "ok": "ok",
@@ -58,11 +58,22 @@ def figures(topology: Topology, faulty: Collection[tuple[int, int]] = ()) -> dic
 
     Each is {"title", "under", "faulty", "heard", "rows": [[name, value], ...], "curve"}.
     """
-    hosts = {node.rank: node.host for node in topology.nodes}
-    bad = {(min(pair), max(pair)) for pair in faulty}
+    return node_figures(topology) | link_figures(topology, faulty)
+
+
+def node_figures(topology: Topology) -> dict[str, Any]:
+    """Those of "all" and of the nodes: memory and state change from second to second."""
     found = {"all": _of_all(topology)}
     for node in topology.nodes:
         found[f"node-{node.rank}"] = _of_node(node, topology)
+    return found
+
+
+def link_figures(topology: Topology, faulty: Collection[tuple[int, int]] = ()) -> dict[str, Any]:
+    """Those of the links: thousands in a large mesh, which seldom change."""
+    hosts = {node.rank: node.host for node in topology.nodes}
+    bad = {(min(pair), max(pair)) for pair in faulty}
+    found: dict[str, Any] = {}
     seen: dict[tuple[int, int], int] = {}
     for link in topology.links:
         pair = (link.a, link.b)
@@ -327,9 +338,12 @@ class TopologyView(anywidget.AnyWidget):
         "dom.js", "axes.js", "network.js", "topology.js"
     )
     scene: Any = traitlets.Dict().tag(sync=True)
-    figures: Any = traitlets.Dict().tag(sync=True)  # what the panel says, by what is selected
+    # What the panel says, by what is selected.
+    figures: Any = traitlets.Dict().tag(sync=True)
+    link_figures: Any = traitlets.Dict().tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
     _shape: tuple[Any, Shape] | None = None  # with what it was found from
+    _links: tuple[Any, dict[str, Any]] | None = None  # the same of `link_figures`
 
     def __init__(
         self,
@@ -351,7 +365,8 @@ class TopologyView(anywidget.AnyWidget):
         self._pace.begin(self._seen)
         super().__init__(
             scene=attrs.asdict(scene(topology, self._seen.warnings, self._seen.faulty)),
-            figures=figures(topology, self._seen.faulty),
+            figures=node_figures(topology),
+            link_figures=self._link_figures(self._seen),
         )
         self.on_msg(self._on_page)
 
@@ -449,10 +464,19 @@ class TopologyView(anywidget.AnyWidget):
 
     def _show(self, seen: _Seen) -> None:
         drawn = attrs.asdict(scene(seen.topology, seen.warnings, seen.faulty))
-        words = figures(seen.topology, seen.faulty)
+        words, links = node_figures(seen.topology), self._link_figures(seen)
         # One message, with only what differs from what the page has.
         with self.hold_sync():
             self.scene, self.figures, self.status = drawn, words, seen.status
+            if links is not self.link_figures:
+                self.link_figures = links
+
+    def _link_figures(self, seen: _Seen) -> dict[str, Any]:
+        """Made anew only when links, hosts or faults have changed."""
+        key = seen.topology.links, [node.host for node in seen.topology.nodes], seen.faulty
+        if self._links is None or self._links[0] != key:
+            self._links = key, link_figures(seen.topology, seen.faulty)
+        return self._links[1]
 
     def _on_page(self, _: Any, content: Mapping[str, Any], __: Any) -> None:
         page = content.get("page")

@@ -1,4 +1,4 @@
-"""A topology as a person sees it, in a page alone and in JupyterLab."""
+"""A topology as a person sees it in a page alone; test_wires.py has it in JupyterLab."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
-import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from nbconvert import HTMLExporter
 from playwright.sync_api import Locator, Page, expect
 
 from macluster.engine.measure.fit import Fit
@@ -19,12 +17,9 @@ from macluster.engine.measure.record import Pair, Point
 from macluster.engine.measure.samples import Rate, Timing
 from macluster.engine.topology.topology import Link, Node, Topology
 from macluster.widgets.topology import TopologyView
-from tests.ui.lab import LabPage
-from tests.ui.test_widgets import ALONE, MINUTE, PICTURES, run, tall_lab
+from tests.ui.test_widgets import ALONE
 
-__all__ = ["tall_lab"]  # a fixture
-
-GB = 10**9
+GB = 1 << 30
 DARK = """() => {
   document.body.dataset.jpThemeLight = "false";
   document.body.style.cssText = "background: #111; --jp-layout-color0: #111; "
@@ -68,8 +63,7 @@ def ring(size: int) -> Topology:
     return Topology(tuple(node(rank) for rank in range(size)), links, "jaccl-ring")
 
 
-SIZES = {"1": mesh(1), "2": mesh(2), "mesh of 4": mesh(4), "mesh of 8": mesh(8),
-         "ring of 8": ring(8), "ring of 64": ring(64)}  # fmt: skip
+SIZES = {"mesh of 4": mesh(4), "mesh of 8": mesh(8), "ring of 64": ring(64)}
 WARNINGS = ["Ranks 1 and 2 are slow: try another cable."]
 
 
@@ -77,17 +71,17 @@ def state(
     topology: Topology, warnings: Sequence[str] = (), faulty: Sequence[tuple[int, int]] = ()
 ) -> dict[str, Any]:
     view = TopologyView(topology, warnings=warnings, faulty=faulty)
-    traits = {"scene": view.scene, "figures": view.figures, "status": view.status}
-    return json.loads(json.dumps(traits))
+    names = ("scene", "figures", "link_figures", "status")
+    return json.loads(json.dumps({name: getattr(view, name) for name in names}))
 
 
-def show(page: Page, topology: Topology, dark: bool = False, **more: Any) -> Locator:
+def show(page: Page, topology: Topology, **more: Any) -> Locator:
     page.set_viewport_size({"width": 1080, "height": 800})
     page.set_content("<html lang='en'><title>view</title><main></main></html>")
-    if dark:
-        page.evaluate(DARK)
     code = ALONE.replace("el: document.body", "el: document.querySelector('main')")
-    page.evaluate(code, [str(TopologyView._esm), state(topology, **more)])
+    # As text: Playwright takes seconds for a large object.
+    code = f"([code, text]) => ({code})([code, JSON.parse(text)])"
+    page.evaluate(code, [str(TopologyView._esm), json.dumps(state(topology, **more))])
     return page.locator(".macluster-topology")
 
 
@@ -107,12 +101,10 @@ def here(page: Page) -> str:
     )
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("name", SIZES)
-def test_axe_finds_nothing_wrong(page: Page, name: str, dark: bool) -> None:
+def test_axe_finds_nothing_wrong(page: Page, name: str) -> None:
     topology = SIZES[name]
-    bad = [(0, 1)] if topology.links else []
-    show(page, topology, dark, warnings=WARNINGS, faulty=bad)
+    show(page, topology, warnings=WARNINGS, faulty=[(0, 1)])
     nodes = page.locator(".node")
     expect(nodes).to_have_count(topology.size)
     expect(page.locator(".link")).to_have_count(len(topology.links))
@@ -124,6 +116,40 @@ def test_axe_finds_nothing_wrong(page: Page, name: str, dark: bool) -> None:
     expect(nodes.first).to_have_attribute("aria-selected", "true")
     found = axe.run(page, options=options)
     assert found.violations_count == 0, found.generate_report()
+    # The other theme changes colours, and nothing else.
+    page.evaluate(DARK)
+    found = axe.run(page, options={**options, "runOnly": ["color-contrast"]})
+    assert found.violations_count == 0, found.generate_report()
+    assert pale(page) == []
+
+
+# Texts of a graph that differ too little from the ground behind them, with what dims them.
+PALE = """() => {
+  const colour = (words) => (words.match(/[\\d.]+/g) ?? []).map(Number);
+  const bright = (parts) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, n) => {
+    const c = parts[n] / 255;
+    return sum + weight * (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  const ground = document.body.dataset.jpThemeLight === "false" ? [17, 17, 17] : [255, 255, 255];
+  const found = [];
+  for (const text of document.querySelectorAll("svg.macluster-network text")) {
+    const [red, green, blue, alpha = 1] = colour(getComputedStyle(text).fill);
+    let seen = alpha;
+    for (let node = text; node.closest("svg"); node = node.parentElement) {
+      seen *= getComputedStyle(node).opacity;
+    }
+    const mixed = [red, green, blue].map((c, n) => seen * c + (1 - seen) * ground[n]);
+    const [low, high] = [bright(mixed), bright(ground)].sort((a, b) => a - b);
+    if ((high + 0.05) / (low + 0.05) < 4.5) found.push(text.textContent);
+  }
+  return found;
+}"""
+
+
+def pale(page: Page) -> list[str]:
+    assert page.locator("svg.macluster-network text").count() > 5
+    found: list[str] = page.evaluate(PALE)
+    return found
 
 
 def test_hosts_and_links_are_walked_through_with_the_keyboard(page: Page) -> None:
@@ -189,6 +215,8 @@ def test_a_click_on_a_link_shows_its_curve(page: Page) -> None:
     assert points == sorted(points, reverse=True)
     # The others step back, and the same click lets go.
     expect(view.locator("svg.macluster-network")).to_have_class(re.compile("chosen"))
+    # Lines step back, and letters stay as dark as they are.
+    assert pale(page) == []
     label.click()
     expect(panel).to_contain_text("Overview")
     # A host shows its links.
@@ -243,7 +271,8 @@ def test_a_page_says_when_it_comes_and_goes(page: Page) -> None:
     assert opened["do"] == "open"
     page.evaluate("window.model.set('status', 'Not up to date: OSError: no route')")
     expect(page.get_by_role("status")).to_have_text("Not up to date: OSError: no route")
-    expect(view.locator(".graph")).to_have_class("graph old")
+    expect(view.locator(".graph")).to_have_class("graph scroll old")
+    assert pale(page) == []
     page.evaluate("window.dispatchEvent(new Event('pagehide'))")
     page.evaluate("window.end()")
     sent = page.evaluate("window.sent")
@@ -261,105 +290,23 @@ def test_what_a_host_is_called_is_text(page: Page) -> None:
     assert page.evaluate("window.bad") is None
 
 
-def test_an_update_is_faster_than_to_draw_anew(page: Page) -> None:
-    show(page, ring(64))
-    other = attrs.evolve(ring(64), nodes=tuple(node(n, used=300) for n in range(64)))
-    times = page.evaluate(TIMES, [str(TopologyView._esm), [state(ring(64)), state(other)], 15])
-    assert times["update"] < times["rebuild"]
-
-
-# Milliseconds of an update, and of a view that is drawn anew, each with its layout: medians.
-TIMES = """async ([code, states, count]) => {
-  const url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
-  const { render } = (await import(url)).default;
-  const median = (all) => all.sort((a, b) => a - b)[Math.floor(all.length / 2)];
-  const one = document.querySelector("main");
-  const two = document.body.appendChild(document.createElement("div"));
-  const listeners = {};
-  let state = states[0];
-  const model = { get: (key) => state[key], off: () => {}, send: () => {},
-    on: (name, call) => { listeners[name] = call; } };
-  const timed = (act) => {
-    const begin = performance.now();
-    act();
-    document.body.getBoundingClientRect();
-    return performance.now() - begin;
-  };
-  const rebuilt = [];
-  const updated = [];
-  for (let round = 0; round < count; round += 1) {
-    state = states[round % 2];
-    two.replaceChildren();
-    rebuilt.push(timed(() => render({ model, el: two })));
-  }
-  for (let round = 0; round < count; round += 1) {
-    state = states[round % 2];
-    updated.push(timed(() => listeners["change:scene"]()));
-  }
-  return { update: median(updated), rebuild: median(rebuilt) };
-}"""
-
-
-# -- in JupyterLab ---------------------------------------------------------------------------------
-
-BUILD = """import json
-from macluster.engine.measure.record import read_pair
-from macluster.engine.topology.topology import Link, Node, Topology
-from macluster.widgets.topology import TopologyView
-found = json.loads({text!r})
-links = tuple(
-    Link(each["a"], each["b"], each["kind"], tuple(tuple(p) for p in each["ports"]),
-         each["negotiated"], read_pair(each["measured"]))
-    for each in found["links"])
-topology = Topology(tuple(Node(**each) for each in found["nodes"]), links, found["backend"])
-TopologyView(topology, warnings={warnings!r}, faulty={faulty!r})"""
-
-
-def test_a_topology_in_jupyterlab_and_without_its_kernel(tall_lab: LabPage) -> None:
-    lab_page, page = tall_lab, tall_lab.page
-    nodes = tuple(node(n, 100 + 90 * n, "busy" if n == 1 else "ok") for n in range(4))
-    links = (*mesh(4).links[:3], link(1, 2, 1.9e9), *mesh(4).links[4:])
-    topology = Topology(nodes, links, "jaccl")
-    slow = "studio-1 – studio-2 (en4 – en4) carries 1.90 GB/s, a third of its peers: "
-    warnings = [slow + "try another cable, and measure again."]
-    code = BUILD.format(text=json.dumps(topology.as_json()), warnings=warnings, faulty=[(1, 2)])
-    run(lab_page, "topology.ipynb", [code, "2 + 2"])
-    view = page.locator(".macluster-topology")
-    graph = view.get_by_role("listbox")
-    expect(graph).to_be_visible(timeout=MINUTE)
-    expect(graph.locator(".node")).to_have_count(4)
-    # The keys are for the graph, not for the notebook.
-    active = "() => window.jupyterapp.shell.currentWidget.content.activeCellIndex"
-    graph.focus()
-    before = page.evaluate(active)
-    for key in ("Home", "ArrowDown", "ArrowDown", "d", "d", "Enter"):
-        page.keyboard.press(key)
-    expect(view.get_by_role("region")).to_contain_text("rank 0 – rank 2")
-    expect(graph).to_be_focused()
-    assert page.evaluate(active) == before
-    assert len(lab_page.cells()) == 2
-    view.locator(".over").filter(has_text="1.90 GB/s").click()
-    expect(view.get_by_role("region")).to_contain_text("rank 1 – rank 2")
-    for theme, name in (("JupyterLab Light", "light"), ("JupyterLab Dark", "dark")):
-        lab_page.execute("apputils:change-theme", {"theme": theme})
-        page.wait_for_selector("#jupyterlab-splash", state="detached")
-        view.screenshot(path=PICTURES / f"topology-{name}.png")
-    lab_page.execute("apputils:change-theme", {"theme": "JupyterLab Light"})
-    page.wait_for_selector("#jupyterlab-splash", state="detached")
-    lab_page.save()
-    # Opened by somebody who did not run it, and whose kernel knows nothing of it: a picture.
-    path = lab_page.server.root / "topology.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    # Another text, which this JupyterLab has not signed.
-    notebook.cells[1].source = "3 + 3"
-    nbformat.write(notebook, lab_page.server.root / "cold.ipynb")
-    lab_page.open_notebook("cold.ipynb")
-    cold = page.locator(".jp-NotebookPanel:visible")
-    picture = cold.locator("img[alt^='Topology: 4 ranks on 4 hosts']")
-    expect(picture).to_be_visible(timeout=MINUTE)
-    assert picture.evaluate("(img) => img.complete && img.naturalWidth") > 500
-    expect(cold.locator("table").first).to_be_visible()
-    assert not page.locator(".macluster-topology:visible").count()
-    exported, _ = HTMLExporter().from_notebook_node(notebook)
-    assert '<img alt="Topology: 4 ranks' in exported
-    assert "<table>" in exported
+def test_what_does_not_fit_is_scrolled_to(page: Page) -> None:
+    view = show(page, mesh(8))
+    page.set_viewport_size({"width": 400, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    graph = view.locator(".graph")
+    assert graph.evaluate("(box) => box.scrollWidth > box.clientWidth")
+    letters = """(all) => all.map((each) =>
+      each.getScreenCTM().a * parseFloat(getComputedStyle(each).fontSize))"""
+    assert min(graph.locator("text").evaluate_all(letters)) > 7.9
+    page.keyboard.press("Tab")
+    for _ in range(8):
+        page.keyboard.press("ArrowRight")
+        inside = page.evaluate(
+            """() => {
+              const [node, box] = [".here", ".graph"].map((each) =>
+                document.querySelector(each).getBoundingClientRect());
+              return box.left <= node.left && node.right <= box.right;
+            }"""
+        )
+        assert inside, here(page)

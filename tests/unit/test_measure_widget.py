@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import html
 import json
+import random
 import re
 import time
 import xml.etree.ElementTree as ET
+import zlib
 from base64 import b64decode
 from itertools import pairwise
 
 import attrs
 import pytest
 
-from macluster.engine.measure.record import MeasuredRank, Measurement
-from macluster.engine.measure.tables import METRICS, title
+from macluster.engine.measure.record import MeasuredRank, Measurement, Pair
+from macluster.engine.measure.samples import Timing
+from macluster.engine.measure.tables import METRICS, outliers, title
 from macluster.engine.topology.topology import Link, Node, Topology
 from macluster.engine.units import number_text, rate_text
 from macluster.widgets.measure import (
+    DASHES,
     DEEP,
+    MARKERS,
+    NO_VALUE,
     PERIOD,
     SERIES,
     SHADES,
@@ -155,6 +162,7 @@ def test_the_page_gets_points_factors_and_fits() -> None:
     # It carries nothing, so it has no size.
     assert [point[0] for point in barrier["points"]] == [0]
     assert data["rate"] == 10e9
+    assert data["rateText"] == "one cable: 10.0 GB/s"
     assert data["crossingText"] == "ring = mesh at 4 KiB"
     assert json.loads(json.dumps(data)) == data
 
@@ -166,9 +174,12 @@ def test_the_roof_is_the_slowest_link_in_use() -> None:
         for each in links
     )  # fmt: skip
     mixed = attrs.evolve(topology(4), links=slower)
-    assert line_rate(measured(4), mixed) == 1e9 / 8
+    assert line_rate(measured(4), mixed) == (1e9 / 8, "slowest link: 125 MB/s")
     # A ring does not use the link across.
-    assert line_rate(ring(4), mixed) == 80e9 / 8
+    assert line_rate(ring(4), mixed) == (80e9 / 8, "one cable: 10.0 GB/s")
+    double = tuple(attrs.evolve(each, ports=(("a", "b"), ("c", "d"))) for each in links)
+    two = attrs.evolve(topology(4), links=double)
+    assert line_rate(measured(4), two) == (80e9 / 8, "one link: 10.0 GB/s")
     assert line_rate(measured(4), None) is None
     assert line_rate(measured(4), topology(4, None)) is None
 
@@ -224,34 +235,144 @@ def test_the_saved_notebook_has_two_pictures_and_the_tables() -> None:
     words = " ".join("".join(ET.fromstring(b64decode(each)).itertext()) for _, each in pictures)
     assert "ring, predicted" in words
     assert "ring = mesh at 512 KiB" in words
-    assert "line rate 10.0 GB/s" in words
-    saved = json.dumps(data, ensure_ascii=False).encode()
-    assert len(saved) < 40_000
+    assert "one cable: 10.0 GB/s" in words
 
 
-@pytest.mark.parametrize("ranks", [2, 8, 16, 64])
+def varied(ranks: int) -> Measurement:
+    """No two pairs alike."""
+    m, spread = slow(ranks), random.Random(ranks)
+
+    def other(pair: Pair) -> Pair:
+        late, sent = spread.uniform(0.7, 2), spread.uniform(0.4, 1)
+        return attrs.evolve(
+            pair,
+            latency=attrs.evolve(pair.latency, p50=late * pair.latency.p50),
+            forward=attrs.evolve(pair.forward, p50=sent * pair.forward.p50),
+            backward=attrs.evolve(pair.backward, p50=late * pair.backward.p50 / 2),
+        )
+
+    return attrs.evolve(m, pairs=tuple(other(each) for each in m.pairs))
+
+
+@pytest.mark.parametrize("ranks", [8, 16, 64])
+def test_what_is_saved_is_small(ranks: int) -> None:
+    m = varied(ranks)
+    bundle = MeasureView(m, topology(ranks), PREDICTED, 1 << 19)._repr_mimebundle_()
+    assert bundle is not None
+    assert len(json.dumps(bundle[0], ensure_ascii=False).encode()) < 40_000
+    # Of many pairs the slowest, and what stands out among all of them.
+    page = bundle[0]["text/html"]
+    assert f"Stands out: {outliers(m)[0].words}" in html.unescape(page)
+    assert ranks == 8 or f"the slowest; {len(m.pairs) - 8:,} more pairs are in .pairs" in page
+
+
+def degenerate() -> list[Measurement]:
+    """Measurements of which some or all has no place on a logarithmic axis."""
+    m = measured(4)
+    none = attrs.evolve(m.sweeps[0], points=(), fit=None)
+    empty = attrs.evolve(m, pairs=(), sweeps=(none,))
+
+    def stopped(time: Timing) -> Timing:
+        return attrs.evolve(time, p50=0.0, p5=0.0, p95=0.0)
+
+    zeros = tuple(
+        attrs.evolve(each, points=tuple(attrs.evolve(p, time=stopped(p.time)) for p in each.points))
+        for each in m.sweeps
+    )  # fmt: skip
+    first = m.sweeps[0].points[0]
+    low = attrs.evolve(first, time=attrs.evolve(first.time, p5=0.0))
+    some = attrs.evolve(m.sweeps[0], points=(low, zeros[0].points[1], *m.sweeps[0].points[2:]))
+    curves = tuple(
+        attrs.evolve(each, curve=tuple(attrs.evolve(p, time=stopped(p.time)) for p in each.curve))
+        for each in m.pairs
+    )  # fmt: skip
+    alone = attrs.evolve(measured(2), ranks=m.ranks[:1], pairs=())
+    alone = attrs.evolve(alone, sweeps=tuple(attrs.evolve(s, ranks=1) for s in alone.sweeps))
+    return [
+        empty,
+        attrs.evolve(m, sweeps=(none, *m.sweeps[1:])),
+        attrs.evolve(m, pairs=(), sweeps=zeros),
+        attrs.evolve(m, sweeps=(some,)),
+        attrs.evolve(m, pairs=curves, sweeps=()),
+        attrs.evolve(m, sweeps=m.sweeps[3:]),
+        alone,
+        Measurement("ring", m.ranks[:1]),
+    ]
+
+
+def test_nothing_and_zeros_can_be_saved() -> None:
+    for m in degenerate():
+        drawn = curves_svg(m, PREDICTED, 1 << 19, (10e9, "one cable"))
+        assert "nan" not in drawn
+        assert "inf" not in drawn
+        if drawn:
+            ET.fromstring(drawn)
+        bundle = MeasureView(m, topology(m.size))._repr_mimebundle_()
+        assert bundle is not None
+        assert bundle[0]["text/html"]
+    assert curves_svg(degenerate()[2], PREDICTED) == ""
+
+
+def test_control_characters_do_not_break_a_picture() -> None:
+    bad = Curve("a\x00\x1b\ud800<b", (4, 1 << 20), (5e-5, 2e-4))
+    texts = "".join(ET.fromstring(curves_svg(measured(4), [bad])).itertext())
+    assert "a<b, predicted" in texts
+
+
+def test_curves_look_the_same_on_the_page_and_in_the_notebook() -> None:
+    code = str(MeasureView._esm)
+    shapes = dict(re.findall(r'^  (\w+): "(M[^"]+z)"', code, re.M))
+    known = re.search(r"const SHAPES = \{(.*?)\}", code, re.S)
+    assert known is not None
+    ops = dict(re.findall(r'(\w+): "(\w+)"', known[1]))
+    assert {op: shapes[shape] for op, shape in ops.items()} == MARKERS
+    dashes = re.search(r"const DASHES = (\[.*\]);", code)
+    assert dashes is not None
+    assert tuple(json.loads(dashes[1])) == DASHES
+    light = code.split("[data-jp-theme-light", maxsplit=1)[0]
+    assert (
+        dict(re.findall(r"--([a-z_]+): (#[0-9a-f]{6})", light)).items()
+        >= {op: colour for op, colour in SERIES.items() if op != "predicted"}.items()
+    )
+
+
+def pixels(png: bytes) -> tuple[int, list[str]]:
+    """The width of an image with a palette, and its colours, row after row."""
+    chunks, at = {}, 8
+    while at < len(png):
+        size = int.from_bytes(png[at : at + 4], "big")
+        kind, data = png[at + 4 : at + 8], png[at + 8 : at + 8 + size]
+        assert int.from_bytes(png[at + 8 + size : at + 12 + size], "big") == zlib.crc32(kind + data)
+        chunks[kind] = data
+        at += 12 + size
+    width = int.from_bytes(chunks[b"IHDR"][:4], "big")
+    rows, palette = zlib.decompress(chunks[b"IDAT"]), chunks[b"PLTE"].hex()
+    found = [n for at, n in enumerate(rows) if at % (width + 1)]
+    return width, ["#" + palette[6 * n : 6 * n + 6] for n in found]
+
+
+@pytest.mark.parametrize("ranks", [2, 8, 12, 16, 64])
 def test_the_saved_matrix_has_a_cell_for_each_pair(ranks: int) -> None:
-    root = ET.fromstring(matrix_svg(slow(ranks) if ranks > 2 else measured(2)))
+    m = slow(ranks) if ranks > 2 else measured(2)
+    root = ET.fromstring(matrix_svg(m))
     width, height = (float(root.attrib[each]) for each in ("width", "height"))
     name = "{http://www.w3.org/2000/svg}"
     texts = [each.text for each in root.iter(f"{name}text")]
-    if ranks <= 16:
+    if ranks <= 12:
         numbers = [text for text in texts if text and re.fullmatch(r"\d+\.\d+", text)]
         assert len(numbers) == 2 * ranks * (ranks - 1)
-    covered = 0.0
-    for path in root.iter(f"{name}path"):
-        if path.attrib.get("fill") in {shade(n / 2) for n in range(17)}:
-            covered += sum(float(w) for w in re.findall(r"h([\d.]+)v", path.attrib["d"]))
-    if ranks == 64:
-        # Rectangles of many cells: none is left out, none is drawn twice.
-        assert covered == 2 * 64 * 63 * 5
+    images = [each.attrib["href"] for each in root.iter(f"{name}image")]
+    for image, metric in zip(images, ("latency", "bandwidth"), strict=True):
+        levels = cells(m, metric).levels
+        shades = [shade(round(2 * n) / 2) if n >= 0 else NO_VALUE for n in levels]
+        assert pixels(b64decode(image.partition("base64,")[2])) == (ranks, shades)
     assert width < 1000
     assert height < 600
 
 
 def test_the_saved_curves_lie_within_the_picture() -> None:
     m = slow(8)
-    root = ET.fromstring(curves_svg(m, PREDICTED, 1 << 19, 10e9))
+    root = ET.fromstring(curves_svg(m, PREDICTED, 1 << 19, (10e9, "one cable")))
     width, height = (float(root.attrib[each]) for each in ("width", "height"))
     name = "{http://www.w3.org/2000/svg}"
     for path in root.iter(f"{name}path"):
@@ -265,6 +386,10 @@ def test_the_saved_curves_lie_within_the_picture() -> None:
     assert "#b3261e" in strokes
     sums_only = curves_svg(attrs.evolve(measured(4), sweeps=()))
     assert "ranks 0 and 1" in sums_only
+    # It is of one cable, and these send through several.
+    assert "one cable" in curves_svg(m, rate=(10e9, "one cable"))
+    sums = attrs.evolve(m, sweeps=m.sweeps[:2])
+    assert "one cable" not in curves_svg(sums, rate=(10e9, "one cable"))
     bare = tuple(attrs.evolve(each, curve=()) for each in m.pairs)
     assert curves_svg(attrs.evolve(m, pairs=bare, sweeps=())) == ""
 
