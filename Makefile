@@ -27,7 +27,8 @@ lab: venv-demo ## open the notebooks in JupyterLab (more options: make lab ARGS=
 # The server tests (an event loop of their own) and the browser tests (Playwright's loop) can not
 # share one process. The browser tests come last: they stand on all the others.
 test: lint ## lint, then every test (one test: .venv/bin/python -m pytest -k NAME)
-	@$(PYTEST) $(wildcard tests/unit tests/cluster)
+	@$(PYTEST) tests/unit -n auto
+	@$(PYTEST) tests/cluster
 	@if [ -d tests/server ]; then $(PYTEST) tests/server -p pytest_jupyter.jupyter_server; fi
 	@if [ -d tests/ui ]; then $(PYTEST) tests/ui; fi
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
+from ..engine.errors import UsageError
 from ..engine.measure.record import OPS, Measurement
 from .arguments import Arguments
 from .quiet import told
@@ -15,20 +18,24 @@ from .session import Session
 
 if TYPE_CHECKING:
     from ..engine.topology.topology import Topology
+    from ..engine.world import World
     from ..widgets.measure import MeasureView
     from ..widgets.topology import TopologyView
 
 QUICK = 1 << 20  # bytes of the largest collective
 PERIOD = 1.0  # seconds between two looks at the ranks
-UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+CABLES = 30.0  # seconds between two looks at the cables, for which a Mac runs programs
+POWERS = {"": 0, "k": 1, "m": 2, "g": 3}
 
 
 def _size(text: str) -> int:
     """ "64MiB", "64M" or "67108864" in bytes."""
-    found = re.fullmatch(r"(\d+)\s*([kmg]?)(?:i?b)?", text.strip().lower())
+    found = re.fullmatch(r"([0-9]+)\s*([kmg]?)(i?b)?", text.strip().lower())
     if found is None:
         raise argparse.ArgumentTypeError(f"{text} is not a size like 64MiB")
-    return int(found[1]) * UNITS[found[2]]
+    # "64M" is taken for 64 MiB: the sizes of a sweep are powers of two.
+    base = 1000 if found[3] == "b" else 1024
+    return int(found[1]) * int(base ** POWERS[found[2]])
 
 
 def _ops(text: str) -> list[str]:
@@ -71,8 +78,8 @@ class WireMagics(Magics):
     def __init__(self, shell: Any, session: Session) -> None:
         super().__init__(shell)
         self.session = session
-        # The newest that knows links, with the cluster's name.
-        self._measured: tuple[str, Measurement] | None = None
+        # The newest that knows links, with the world that it is of.
+        self._measured: tuple[World, Measurement] | None = None
 
     @line_magic
     def topology(self, line: str) -> TopologyView:
@@ -87,14 +94,17 @@ class WireMagics(Magics):
 
             return TopologyView(simulate(options.hosts).topology())
         world = self.session.world
-        measured = self._of(world.cluster.name)
+        measured = None
         if options.measured is not None:
             measured = Measurement.load(options.measured)
-        view = TopologyView(world.topology(measured))
+            _check_like(measured, world)
+        view = TopologyView(world.topology(measured or self._of(world)))
 
         def look() -> Topology:
+            if world.cluster.world is not world or world.client.lost is not None:
+                view.stop()
             # What is measured meanwhile colours this view, too.
-            return world.topology(self._of(world.cluster.name) or measured)
+            return world.topology(measured or self._of(world), age=CABLES)
 
         view.live(look, PERIOD)
         return view
@@ -109,7 +119,12 @@ class WireMagics(Magics):
         from ..engine.measure.compare import compare
 
         options = MEASURE.read(line)
+        # What cannot work is said before minutes are spent on it.
         before = None if options.against is None else Measurement.load(options.against)
+        if options.save is not None:
+            _check_writable(options.save)
+        if before is not None and options.hosts is None and options.load is None:
+            _check_like(before, self.session.world)
         found, topology = self._found(options)
         if options.save is not None:
             found.save(options.save)
@@ -143,15 +158,38 @@ class WireMagics(Magics):
         facts = told(self.session, f"{measure_code(options)}.as_json()", progress=True)
         found = Measurement.from_json(facts)
         if found.pairs:
-            self._measured = world.cluster.name, found
+            self._measured = world, found
         return found, world.topology(found)
 
-    def _of(self, cluster: str) -> Measurement | None:
-        """What was measured last, if that was of this cluster, with as many ranks."""
-        if self._measured is None or self._measured[0] != cluster:
+    def _of(self, world: World) -> Measurement | None:
+        """What was measured last, if that was of this world."""
+        if self._measured is None or self._measured[0] is not world:
             return None
-        found = self._measured[1]
-        return found if found.size == self.session.world.size else None
+        return self._measured[1]
+
+
+def _check_writable(path: str) -> None:
+    """Raise UsageError when nothing can be saved there."""
+    target = Path(path).expanduser()
+    if target.is_dir() or not os.access(target.parent, os.W_OK):
+        raise UsageError(
+            f"Nothing can be saved in {path}.",
+            why=f"{target} is a folder"
+            if target.is_dir()
+            else f"there is no folder {target.parent.absolute()}, or you may not write there",
+            do="--save FILE takes the name of a file in a folder of yours",
+        )
+
+
+def _check_like(before: Measurement, world: World) -> None:
+    """Raise UsageError when a measurement is not of ranks like these."""
+    then, now = (before.size, before.backend), (world.size, world.backend)
+    if then != now:
+        raise UsageError(
+            f"The file is of {then[0]} ranks on {then[1]}, and here are {now[0]} on {now[1]}.",
+            why="it was measured on another cluster",
+            do="measure this one, and keep that: %measure --save FILE",
+        )
 
 
 def measure_code(options: argparse.Namespace) -> str:
@@ -174,12 +212,12 @@ def measure_view(found: Measurement, topology: Topology | None) -> MeasureView:
     from ..engine.measure.predict import expected
     from ..widgets.measure import Curve, MeasureView
 
-    due = expected(found)
+    due = expected(found, topology)
     if due is None:
         return MeasureView(found, topology)
     curves = [Curve("ring", due.sizes, due.ring)]
     curves.append(Curve("mesh", due.sizes, due.mesh))
-    return MeasureView(found, topology, curves, due.crossing)
+    return MeasureView(found, topology, curves, due.crossing, due.words)
 
 
 def _names(topology: Topology | None) -> dict[tuple[int, int], str]:

@@ -98,9 +98,20 @@ def test_what_has_changed_is_said(notebook: Notebook, baseline: Path) -> None:
     ran = notebook.ok(
         f"%measure --links none --ops all_sum --most 1KiB --against {quicker}", timeout=LIMIT
     )
-    assert "all_sum of 4 B is " in ran.text()
+    assert "all_sum at all sizes is up to " in ran.text()
     assert "times as long since today" in ran.text()
     assert "is not now." in ran.text()  # the link was not measured this time
+
+
+def test_a_baseline_of_others_is_refused_before_anything_is_measured(
+    notebook: Notebook, baseline: Path
+) -> None:
+    facts = json.loads(baseline.read_text())
+    facts["backend"] = "jaccl"
+    other = baseline.with_name("other.json")
+    other.write_text(json.dumps(facts))
+    ran = notebook.run(f"%measure --against {other}")
+    assert ran.evalue.startswith("The file is of 2 ranks on jaccl, and here are 2 on ring.")
 
 
 def test_an_interrupt_ends_it_and_the_ranks_go_on(notebook: Notebook) -> None:

@@ -28,7 +28,7 @@ def wires(shell: InteractiveShell) -> WireMagics:
         ("--quick --most 4M", "macluster.measure(ops=('all_sum', 'barrier'), most=4194304)"),
         ("--links none --ops barrier", "macluster.measure(links=False, ops=('barrier',))"),
         ("--links neighbours --ops ''", "macluster.measure(links='neighbours', ops=())"),
-        ("--most 64kb --save x.json", "macluster.measure(most=65536)"),
+        ("--most 64kB --save x.json", "macluster.measure(most=64000)"),
     ],
 )
 def test_what_the_ranks_are_asked_to_do(line: str, code: str) -> None:
@@ -57,6 +57,8 @@ def test_wrong_lines_are_explained(line: str, said: str) -> None:
         ("measure", '--load x.json "4 x M3 Ultra"', "measures nothing"),
         ("measure", "--load nowhere.json", "no measurement in nowhere.json"),
         ("measure", "--against nowhere.json", "no measurement in nowhere.json"),
+        ("measure", '"4 x M3 Ultra" --save /nowhere/at/all.json', "Nothing can be saved"),
+        ("measure", '"4 x M3 Ultra" --save /tmp', "Nothing can be saved"),
         ("topology", '"4 x M3 Ultra" --measured x.json', "are simulated"),
         ("topology", '"4 x M9"', "no chip 'M9'"),
     ],
@@ -97,7 +99,9 @@ def test_what_was_saved_is_shown_again_and_a_simulation_is_no_baseline(
 
 def test_a_ring_and_a_mesh_are_drawn_beside_what_was_measured() -> None:
     found = macluster.simulate("4 x M3 Ultra 512GB, mesh").measure()
-    names = [each["name"] for each in measure_view(found, None).data["series"]]
+    data = measure_view(found, None).data
+    assert "mesh is faster" in data["notes"][-1]
+    names = [each["name"] for each in data["series"]]
     assert names[-2:] == ["ring, predicted", "mesh, predicted"]
     pair = macluster.simulate("2 x M3 Ultra 512GB, mesh").measure()
     assert "predicted" not in str([x["name"] for x in measure_view(pair, None).data["series"]])
