@@ -72,10 +72,12 @@ def answer(context: int, words: str) -> dict[str, Any]:
 @pytest.fixture
 def plan_page(page: Page) -> Page:
     """A plan of 1024 tokens, in a kernel that answers when it is told to."""
-    page.clock.install()
+    page.clock.install(time=0)
     state = {"title": "toy", "contexts": [1024, 2048, 4096], "status": "",
              "answer": answer(1024, "one")}  # fmt: skip
     alone(page, str(PlanView._esm), state)
+    # From here on time passes only when it is told to: a busy machine is slower than the page.
+    page.clock.pause_at(3600)
     return page
 
 
