@@ -1,4 +1,4 @@
-"""Times collectives with MLX alone, for bench/measure.py: run it under mlx.launch.
+"""Times collectives with MLX alone, for bench/measure.py. Run it as the ranks of a ring.
 
 It knows nothing of macluster. Prints one line of JSON on rank 0: microseconds, the median of each
 size, of the slowest rank.
