@@ -277,9 +277,9 @@ class World:
         answer, is part of it with what the hostfile says. Raises UsageError when `measured` is of
         another number of ranks, and WorldBroken when no rank can be reached any more.
         """
+        from .records import structured
         from .topology.build import build
         from .topology.facts import Facts
-        from .topology.reading import structured
 
         if self.client.lost is not None:
             raise self.client.lost

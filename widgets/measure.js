@@ -145,6 +145,13 @@ function choice(parent, legend, entries, chosen, pick) {
   }
 }
 
+// Where a key leads to from a cell; the last column is whatever `focus` makes of a large number.
+const stepFrom = ([row, column], key, control, last) => ({
+  ArrowLeft: [row, column - 1], ArrowRight: [row, column + 1],
+  ArrowUp: [row - 1, column], ArrowDown: [row + 1, column],
+  Home: [control ? 0 : row, 0], End: [control ? last : row, 1e9],
+})[key];
+
 // The cells of a grid, and the keys that walk in it. `cells` is rows of nodes or of null.
 function walk(cells, tell, forget) {
   let at = [0, 0];
@@ -168,11 +175,7 @@ function walk(cells, tell, forget) {
   return {
     at: () => at,
     focus,
-    keys: (key, control) => ({
-      ArrowLeft: [at[0], at[1] - 1], ArrowRight: [at[0], at[1] + 1],
-      ArrowUp: [at[0] - 1, at[1]], ArrowDown: [at[0] + 1, at[1]],
-      Home: [control ? 0 : at[0], 0], End: [control ? cells.length - 1 : at[0], 1e9],
-    })[key],
+    keys: (key, control) => stepFrom(at, key, control, cells.length - 1),
   };
 }
 
@@ -487,11 +490,7 @@ function canvasGrid(stage, view) {
   return {
     at: () => at,
     focus,
-    keys: (key, control) => ({
-      ArrowLeft: [at[0], at[1] - 1], ArrowRight: [at[0], at[1] + 1],
-      ArrowUp: [at[0] - 1, at[1]], ArrowDown: [at[0] + 1, at[1]],
-      Home: [control ? 0 : at[0], 0], End: [control ? n - 1 : at[0], n - 1],
-    })[key],
+    keys: (key, control) => stepFrom(at, key, control, n - 1),
   };
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from .. import records
 from ..errors import UsageError
-from ..topology.reading import structured
 from .fit import Fit
 from .samples import Rate, Timing
 
@@ -158,8 +157,7 @@ class Measurement:
 
     def as_json(self) -> dict[str, Any]:
         """As JSON types; `from_json` reads it."""
-        facts: dict[str, Any] = _plain({"format": FORMAT, **attrs.asdict(self)})
-        return facts
+        return records.as_json(self, FORMAT)
 
     @classmethod
     def from_json(cls, facts: Any) -> Measurement:
@@ -170,8 +168,7 @@ class Measurement:
         try:
             if not isinstance(facts, Mapping):
                 raise ValueError(f"it is no object but {type(facts).__name__}")
-            if facts.get("format") != FORMAT:
-                raise ValueError(f"its format is {facts.get('format')!r}, not {FORMAT!r}")
+            records.check_format(facts, FORMAT)
             found: Measurement = _read(cls, facts)
             _check(found)
         except (ValueError, OverflowError) as error:
@@ -184,27 +181,12 @@ class Measurement:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON. Raises UsageError for a figure that JSON has not: NaN, infinity."""
-        try:
-            text = json.dumps(self.as_json(), indent=1, allow_nan=False)
-        except ValueError as error:
-            raise UsageError(
-                "This measurement cannot be saved.",
-                why=f"one of its figures is not a finite number ({error})",
-                do="measure again",
-            ) from None
-        Path(path).expanduser().write_text(text + "\n")
+        records.save(self.as_json(), path, "measurement")
 
     @classmethod
     def load(cls, path: str | Path) -> Measurement:
         """What `save` wrote. Raises UsageError when the file cannot be read, or is another one."""
-        try:
-            facts = json.loads(Path(path).expanduser().read_text())
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"There is no measurement in {path}.",
-                why=str(error),
-                do="write one: %measure --save FILE",
-            ) from None
+        facts = records.load(path, "measurement", "write one: %measure --save FILE")
         return cls.from_json(facts)
 
 
@@ -215,7 +197,9 @@ def read_pair(facts: Mapping[str, Any]) -> Pair:
 
 
 def _read(record: type[Any], facts: Mapping[str, Any]) -> Any:
-    found = structured(record, {key: each for key, each in facts.items() if key != "versions"})
+    found = records.structured(
+        record, {key: each for key, each in facts.items() if key != "versions"}
+    )
     if isinstance(found, Measurement):
         versions = facts.get("versions", {})
         if not isinstance(versions, Mapping) or not all(
@@ -259,10 +243,3 @@ def _numbers(each: Any, where: str) -> Iterator[tuple[str, float]]:
             yield from _numbers(part, f"{where}[{at}]")
     elif isinstance(each, int | float):
         yield where, each
-
-
-def _plain(each: Any) -> Any:
-    """The same with lists for tuples."""
-    if isinstance(each, dict):
-        return {name: _plain(part) for name, part in each.items()}
-    return [_plain(part) for part in each] if isinstance(each, list | tuple) else each

@@ -26,6 +26,7 @@ from ..models.dry import paper_model
 from ..models.folder import arrays, text_config
 from ..models.generate import decoding_stream
 from ..models.load import LoadedModel
+from ..progress import Progress
 from ..steps import steps
 from .measured import Measured, RankSpeed, Spread, host_memory
 
@@ -414,9 +415,7 @@ def _rounds(probes: _Probes, rounds: int, group: Any) -> dict[str, list[float]]:
         works["chain"] = lambda: probes.chain(True)
         works["large"] = probes.large
     times: dict[str, list[float]] = {name: [] for name in works}
-    shows = group.rank() == 0
-    began = time.monotonic()
-    line = ""
+    progress = Progress(shown=group.rank() == 0)
     for number in steps(range(WARM_UP + rounds)):
         failures: list[ModelError] = []
         for name, work in works.items():
@@ -433,13 +432,10 @@ def _rounds(probes: _Probes, rounds: int, group: Any) -> dict[str, list[float]]:
             if number >= WARM_UP:
                 times[name].append(took if found is None else found)
         together(functools.partial(_raise_first, failures))
-        if shows:
-            left = (time.monotonic() - began) / (number + 1) * (WARM_UP + rounds - number - 1)
-            line = f"calibrating: round {number + 1} of {WARM_UP + rounds}, {left:.0f} s left"
-            print(f"\r{line.ljust(60)}", end="", flush=True)
-    if shows:
-        last = f"calibrated in {time.monotonic() - began:.1f} s, {rounds} rounds"
-        print(f"\r{last.ljust(60)}", flush=True)
+        done = number + 1
+        total = WARM_UP + rounds
+        progress.at(f"calibrating: round {done} of {total}", done / total)
+    progress.done(f"calibrated in {progress.seconds:.1f} s, {rounds} rounds")
     return times
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
+from .. import records
 from ..errors import UsageError
 from ..tables import Table
 from .hosts import Hosts, PlannedHost
@@ -159,15 +160,8 @@ class Measured:
     @classmethod
     def load(cls, path: str | Path) -> Measured:
         """What `save` wrote. Raises UsageError when the file cannot be read, or is another one."""
-        try:
-            facts = json.loads(Path(path).expanduser().read_text())
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"There is no calibration in {path}.",
-                why=str(error),
-                do="write one: macluster.calibrate(model).save(path) on the ranks",
-            ) from None
-        return cls.from_json(facts)
+        do = "write one: macluster.calibrate(model).save(path) on the ranks"
+        return cls.from_json(records.load(path, "calibration", do))
 
     # -- showing it --------------------------------------------------------------------------------
 

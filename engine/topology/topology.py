@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from .. import records
 from ..errors import UsageError
 from ..measure.record import Pair
-from .reading import structured
 
 if TYPE_CHECKING:
     from ..tables import Table
@@ -157,8 +156,7 @@ class Topology:
 
     def as_json(self) -> dict[str, Any]:
         """As JSON types; `from_json` reads it."""
-        facts: dict[str, Any] = _plain({"format": FORMAT, **attrs.asdict(self)})
-        return facts
+        return records.as_json(self, FORMAT)
 
     @classmethod
     def from_json(cls, facts: Any) -> Topology:
@@ -167,11 +165,11 @@ class Topology:
         Raises UsageError for anything that `as_json` did not write.
         """
         try:
-            if isinstance(facts, Mapping) and facts.get("format") != FORMAT:
-                raise ValueError(f"its format is {facts.get('format')!r}, not {FORMAT!r}")
-            found = structured(cls, facts)
+            if isinstance(facts, Mapping):
+                records.check_format(facts, FORMAT)
+            found = records.structured(cls, facts)
             _check(found)
-            _as_text(found)
+            records.as_text(found.as_json())
         except (ValueError, OverflowError) as error:
             raise UsageError(
                 "This is no topology of macluster.",
@@ -182,40 +180,13 @@ class Topology:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON. Raises UsageError for a figure that JSON has not: NaN, infinity."""
-        try:
-            text = _as_text(self)
-        except ValueError as error:
-            raise UsageError(
-                "This topology cannot be saved.", why=str(error), do="measure again: %measure"
-            ) from None
-        Path(path).expanduser().write_text(text)
+        records.save(self.as_json(), path, "topology")
 
     @classmethod
     def load(cls, path: str | Path) -> Topology:
         """What `save` wrote. Raises UsageError when the file cannot be read, or is another one."""
-        try:
-            facts = json.loads(Path(path).expanduser().read_text())
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"There is no topology in {path}.",
-                why=str(error),
-                do="write one: world.topology().save(path)",
-            ) from None
+        facts = records.load(path, "topology", "write one: world.topology().save(path)")
         return cls.from_json(facts)
-
-
-def _plain(each: Any) -> Any:
-    """The same with lists for tuples, as JSON has them."""
-    if isinstance(each, dict):
-        return {name: _plain(part) for name, part in each.items()}
-    return [_plain(part) for part in each] if isinstance(each, list | tuple) else each
-
-
-def _as_text(topology: Topology) -> str:
-    try:
-        return json.dumps(topology.as_json(), indent=1, allow_nan=False) + "\n"
-    except ValueError as error:
-        raise ValueError(f"one of its figures is not a finite number ({error})") from None
 
 
 def _check(topology: Topology) -> None:

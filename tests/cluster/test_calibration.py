@@ -7,7 +7,6 @@ it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,10 @@ from macluster.engine.models import tiny
 from macluster.engine.models.dry import dry_run
 from macluster.magics.model import PLAN, ModelMagics
 from tests.cluster.faults import until
-from tests.cluster.models import ENV, TIMEOUT, answers, fails
+from tests.cluster.models import TIMEOUT, answers, fails, start
 
 TOY = str(tiny.toy_path())
 ROUNDS = 3
-
-
-def start(size: int) -> Iterator[macluster.World]:
-    cluster = macluster.Cluster(
-        size, backend="ring", name=f"test-calibration-{os.getpid()}-{size}", env=ENV
-    )
-    try:
-        yield cluster.start_sync()
-    finally:
-        cluster.stop_sync()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import macluster
 from macluster.engine.measure.sweep import SIZES
 from tests.cluster.faults import until
 from tests.cluster.hosts import PAYLOAD, Hosts, last_json, namespaces
-from tests.cluster.models import ENV, TIMEOUT, answers
+from tests.cluster.models import TIMEOUT, answers, start
 
 assert namespaces  # a fixture
 KILOBYTE, MEGABYTE = 1 << 10, 1 << 20
@@ -24,16 +23,6 @@ found = macluster.measure(ops=())
 print()
 print(json.dumps(found.as_json()))
 """
-
-
-def start(size: int) -> Iterator[macluster.World]:
-    cluster = macluster.Cluster(
-        size, backend="ring", name=f"test-measure-{os.getpid()}-{size}", env=ENV
-    )
-    try:
-        yield cluster.start_sync()
-    finally:
-        cluster.stop_sync()
 
 
 @pytest.fixture(scope="module")

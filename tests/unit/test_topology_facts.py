@@ -13,6 +13,7 @@ import attrs
 import psutil
 import pytest
 
+from macluster.engine.records import structured
 from macluster.engine.topology.facts import (
     Facts,
     Interface,
@@ -28,7 +29,6 @@ from macluster.engine.topology.facts import (
     rdma_devices,
     thunderbolt,
 )
-from macluster.engine.topology.reading import structured
 
 PORTS = """
 Hardware Port: Ethernet

@@ -1,15 +1,65 @@
-"""Records that came as JSON."""
+"""Records as JSON, and back, in files."""
 
 from __future__ import annotations
 
+import json
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
 
+from .errors import UsageError
+
 T = TypeVar("T")
+
+
+def as_json(record: Any, form: str) -> dict[str, Any]:
+    """A record of attrs as JSON types, with its format beside it."""
+    facts: dict[str, Any] = _plain({"format": form, **attrs.asdict(record)})
+    return facts
+
+
+def check_format(facts: Mapping[str, Any], form: str) -> None:
+    """Raise ValueError when they are of another format."""
+    if facts.get("format") != form:
+        raise ValueError(f"its format is {facts.get('format')!r}, not {form!r}")
+
+
+def as_text(facts: Mapping[str, Any]) -> str:
+    """What is saved. Raises ValueError for a figure that JSON has not: NaN, infinity."""
+    try:
+        return json.dumps(facts, indent=1, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise ValueError(f"one of its figures is not a finite number ({error})") from None
+
+
+def save(facts: Mapping[str, Any], path: str | Path, what: str) -> None:
+    """Write it, a `what`. Raises UsageError as `as_text` raises ValueError."""
+    try:
+        text = as_text(facts)
+    except ValueError as error:
+        raise UsageError(
+            f"This {what} cannot be saved.", why=str(error), do="measure again: %measure"
+        ) from None
+    Path(path).expanduser().write_text(text)
+
+
+def load(path: str | Path, what: str, do: str) -> Any:
+    """JSON from a file that holds a `what`. Raises UsageError, with what to do, without one."""
+    try:
+        return json.loads(Path(path).expanduser().read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"There is no {what} in {path}.", why=str(error), do=do) from None
+
+
+def _plain(each: Any) -> Any:
+    """The same with lists for tuples."""
+    if isinstance(each, dict):
+        return {name: _plain(part) for name, part in each.items()}
+    return [_plain(part) for part in each] if isinstance(each, list | tuple) else each
 
 
 def structured(record: type[T], data: object) -> T:
