@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, Protocol
 
@@ -52,6 +52,24 @@ class Runner(Protocol):
     def note_epoch(self, epoch: int) -> None: ...
 
     def obituary(self, rank: int) -> str: ...
+
+
+def order_stop(
+    world: Runner, cell: str, held: Mapping[int, Mapping[str, Any]], everyone: bool
+) -> tuple[str, float]:
+    """Have the ranks that were asked to hold leave the cell; before the same step where they can.
+
+    `held` is what they answered, `everyone` whether all that run the cell did. Returns in words how
+    they stop, and the seconds that they get for it.
+    """
+    steps = {answer["begun"] for answer in held.values()}
+    if not everyone or None in steps:
+        world.interrupt(cell, list(held), "now")
+        return "interrupted", RETURN
+    step = max(steps) + 1
+    world.interrupt(cell, list(held), "stop", step)
+    patience = max(RETURN, *(2 * answer["pace"] for answer in held.values()))
+    return f"stopped before step {step}", patience
 
 
 @attrs.define(eq=False)
@@ -265,18 +283,9 @@ class Cell:
         asked = self._begun("hold")
         if not asked:
             return
-        steps = {answer["begun"] for answer in asked.values()}
-        patience = RETURN
-        if len(asked) == len(self.running) and None not in steps:
-            step = max(steps) + 1
-            self.world.interrupt(self.id, list(asked), "stop", step)
-            patience = max(patience, *(2 * answer["pace"] for answer in asked.values()))
-            how = f"stopped before step {step}, because {why}"
-        else:
-            self.world.interrupt(self.id, list(asked), "now")
-            how = f"interrupted, because {why}"
+        how, patience = order_stop(self.world, self.id, asked, len(asked) == len(self.running))
         if self._all_return(patience):
-            self.notes.append(f"{describe_ranks(sorted(asked))}: {how}.")
+            self.notes.append(f"{describe_ranks(sorted(asked))}: {how}, because {why}.")
 
     def _begun(self, how: str) -> dict[int, dict[str, Any]]:
         """Ask the running ranks; those that are not at this cell yet will not run it any more."""

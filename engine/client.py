@@ -2,9 +2,10 @@
 
 This is the only module that touches the private API of ipyparallel's client: `_setup_streams`,
 `_dispatch_reply`, `_dispatch_single_reply`, `_dispatch_iopub`, `_registration_callbacks`,
-`_engines`, `_mux_stream`, `_control_stream`, `_query_stream` and `_io_loop`. It sends macluster's
-own messages beside ipyparallel's, because `execute_request` costs each rank four more messages and
-a full pass through ipykernel's request handling. Both go through the same authenticated sockets.
+`_engines`, `_mux_stream`, `_control_stream`, `_query_stream`, `_iopub_socket` and `_io_loop`. It
+sends macluster's own messages beside ipyparallel's, because `execute_request` costs each rank four
+more messages and a full pass through ipykernel's request handling. Both go through the same
+authenticated sockets.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 import attrs
 import ipyparallel
+import zmq
 from ipyparallel.client.client import unpack_message
 
 from . import errors
@@ -30,6 +32,8 @@ Message = dict[str, Any]
 Channel = Literal["shell", "control"]
 
 PREFIX = "macluster_"
+# The topic of what watched ranks say of themselves, and the kind of those messages.
+METRICS = b"macluster_metrics"
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +99,13 @@ def _ours(msg: Message) -> bool:
 
 
 class RankClient(ipyparallel.Client):
-    """An ipyparallel client whose engines are ranks."""
+    """An ipyparallel client whose engines are ranks.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    With a `topic`, such as METRICS, it hears that and nothing else of what the ranks print.
+    """
+
+    def __init__(self, *args: Any, topic: bytes = b"", **kwargs: Any) -> None:
+        self._topic = topic
         # The base class starts its IO thread inside __init__.
         self._requests: dict[str, Request] = {}
         self._requests_lock = threading.Lock()
@@ -109,6 +117,8 @@ class RankClient(ipyparallel.Client):
         self.on_departure: Callable[[int], None] | None = None
         # Called when the controller's process has ended, in the thread that watches it.
         self.on_controller_end: Callable[[], None] | None = None
+        # Called in the IO thread with what a rank says of itself while it is watched.
+        self.on_metrics: Callable[[Message], None] | None = None
         self._lost: MaclusterError | None = None
         super().__init__(*args, **kwargs)
         self._registration_callbacks.append(self._on_registration)
@@ -174,6 +184,9 @@ class RankClient(ipyparallel.Client):
     def _setup_streams(self) -> None:
         super()._setup_streams()
         self._wire = Wire(self._mux_stream, self._dispatch_reply)
+        if self._topic:
+            self._iopub_socket.setsockopt(zmq.SUBSCRIBE, self._topic)
+            self._iopub_socket.setsockopt(zmq.UNSUBSCRIBE, b"")
 
     def _dispatch_reply(self, frames: list[Any]) -> None:
         _, parts = self.session.feed_identities(frames, copy=False)
@@ -190,8 +203,18 @@ class RankClient(ipyparallel.Client):
         if not self._take_reply(msg) and not _ours(msg):
             _stock_dispatch_single_reply(self, msg)
 
+    def _dispatch_iopub(self, frames: list[Any]) -> None:
+        watched = bytes(frames[0].buffer).startswith(METRICS)
+        if watched and self.on_metrics is None:
+            return  # somebody else watches the ranks
+        self._dispatch_output(frames)
+
     @unpack_message
-    def _dispatch_iopub(self, msg: Message) -> None:
+    def _dispatch_output(self, msg: Message) -> None:
+        if msg["header"]["msg_type"] == METRICS.decode():
+            if self.on_metrics is not None:
+                self.on_metrics(msg["content"])
+            return
         parent_id = (msg["parent_header"] or {}).get("msg_id", "")
         request = self._requests.get(parent_id)
         if request is None:
@@ -319,6 +342,10 @@ class RankClient(ipyparallel.Client):
             pending = list(self._requests.values())
         for request in pending:
             self._resolve(request, error)
+
+    def absence(self, rank: int) -> MaclusterError:
+        """Why a rank that is not `reachable` cannot answer."""
+        return self._death(rank)
 
     def _death(self, rank: int) -> MaclusterError:
         if rank in self._given_up:

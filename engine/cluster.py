@@ -442,9 +442,10 @@ class Cluster(ipyparallel.Cluster):
     # -- other processes -----------------------------------------------------------------------
 
     @classmethod
-    def connect(cls, name: str = DEFAULT_NAME) -> Cluster:
+    def connect(cls, name: str = DEFAULT_NAME, *, topic: bytes = b"") -> Cluster:
         """Attach to a running cluster of this user by name; its `world` can run cells at once.
 
+        With a `topic`, it hears nothing else of what the ranks send, see `RankClient`.
         Raises ClusterNotFound.
         """
         files = ClusterFiles(profile_dir(), name)
@@ -456,7 +457,7 @@ class Cluster(ipyparallel.Cluster):
                 do=f"%cluster start 2 --name {name}",
             )
         cluster: Cluster = cls.from_file(str(files.cluster_file))
-        cluster.world = World(cluster, cluster.connect_client_sync())
+        cluster.world = World(cluster, cluster.connect_client_sync(topic=topic))
         cluster.world.learn()
         return cluster
 

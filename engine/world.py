@@ -300,11 +300,16 @@ class World:
     # -- ending things -------------------------------------------------------------------------
 
     def interrupt(
-        self, cell: str, ranks: Sequence[int], how: str, step: int | None = None
+        self,
+        cell: str,
+        ranks: Sequence[int],
+        how: str,
+        step: int | None = None,
+        timeout: float = WHERE_TIMEOUT,
     ) -> dict[int, dict[str, Any]]:
         """Interrupt one cell on `ranks`: see `rank/introspect.py`."""
         content = {"cell": cell, "how": how, "step": step}
-        return self.ask_all("interrupt", content, ranks)
+        return self.ask_all("interrupt", content, ranks, timeout)
 
     def signal(self, name: str, ranks: Sequence[int]) -> None:
         """Send a signal, such as "SIGINT", to ranks through their nannies. Does not wait."""

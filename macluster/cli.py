@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from .chat import add_chat
+from .engine.cell import Cell
 from .engine.cluster import DEFAULT_NAME, Cluster
 from .engine.errors import MaclusterError
+from .engine.hostfile import Hostfile
+from .engine.measure.record import Measurement
 from .engine.plan.planner import plan
 from .engine.reports import abort_text, stacks_text
 from .engine.tables import Table
+from .engine.world import World
 from .serve import add_serve
 from .terminal import BACKEND_HELP
 
@@ -23,7 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except MaclusterError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if getattr(options, "lines", False):
+            facts = {"what": error.what, "why": error.why, "do": error.do}
+            print(json.dumps({"error": {"kind": type(error).__name__, **facts}}), flush=True)
+        else:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -50,13 +59,23 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_text)
         command.add_argument("name", nargs="?", default=DEFAULT_NAME, help="of the cluster")
         command.set_defaults(run=run)
+        _add_json(command)
+
+    measuring = commands.add_parser("measure", help="measure the links of idle ranks")
+    measuring.add_argument("name", nargs="?", default=DEFAULT_NAME, help="of the cluster")
+    measuring.add_argument("--save", metavar="FILE", help="as JSON, to compare with later")
+    measuring.set_defaults(run=_measure)
+    _add_json(measuring)
 
     start = commands.add_parser("start", help="start a cluster that runs until it is stopped")
-    start.add_argument("hosts", metavar="N|HOSTFILE", help="number of ranks here, or a hostfile")
+    start.add_argument(
+        "hosts", metavar="N|HOSTFILE", help="number of ranks here, or a hostfile; - reads one"
+    )
     start.add_argument("--backend", help=BACKEND_HELP)
     start.add_argument("--checked", action="store_true", help="compare every collective")
     start.add_argument("--name", default=DEFAULT_NAME)
     start.set_defaults(run=_start)
+    _add_json(start)
     planning = commands.add_parser("plan", help="whether a model fits, and how fast it would be")
     planning.add_argument("model", help='a folder, or a name such as "DeepSeek-V3.1 8-bit"')
     planning.add_argument(
@@ -78,6 +97,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", dest="lines", action="store_true", help="lines of JSON")
+
+
+def _say(options: argparse.Namespace, words: str, kind: str = "words") -> None:
+    print(json.dumps({kind: words}) if options.lines else words, flush=True)
+
+
+def _steps(options: argparse.Namespace) -> Callable[[str], None]:
+    return lambda step: _say(options, step, "step")
+
+
 def _list(options: argparse.Namespace) -> None:
     listings = Cluster.running()
     if options.json:
@@ -92,7 +123,7 @@ def _list(options: argparse.Namespace) -> None:
 
 def _stacks(options: argparse.Namespace) -> None:
     world = Cluster.connect(options.name).running_world
-    print(stacks_text(world.stacks()))
+    _say(options, stacks_text(world.stacks()))
     world.client.close(linger=0)
 
 
@@ -100,33 +131,79 @@ def _abort(options: argparse.Namespace) -> None:
     cluster = Cluster.connect(options.name)
     world = cluster.running_world
     report = world.abort("`macluster abort` ended it")
-    print("\n".join([abort_text(world, report), *report.notes]))
+    _say(options, "\n".join([abort_text(world, report), *report.notes]))
     cluster.disconnect()
 
 
 def _restart(options: argparse.Namespace) -> None:
     cluster = Cluster.connect(options.name)
-    cluster.restart_sync(_progress)
+    cluster.restart_sync(_steps(options))
     cluster.disconnect()
+    if options.lines:
+        _say(options, f"all ranks of {options.name!r} are new")
 
 
 def _stop(options: argparse.Namespace) -> None:
     Cluster.connect(options.name).stop_sync()
-    print(f"stopped {options.name!r}")
+    _say(options, f"stopped {options.name!r}")
+
+
+def _measure(options: argparse.Namespace) -> None:
+    cluster = Cluster.connect(options.name)
+    world = cluster.running_world
+    try:
+        code = (
+            "import json\n"
+            "measured = macluster.measure()\n"
+            "rprint('\\n' + json.dumps(measured.as_json()))\n"
+            "del measured"
+        )
+        cell = _measure_cell(options, world, code)
+        cell.check()
+        found = Measurement.from_json(json.loads(cell.runs[0].text("stdout").splitlines()[-1]))
+    finally:
+        cluster.disconnect()
+    if options.save:
+        found.save(options.save)
+    summary = f"measured {found.size} ranks in {found.seconds:.1f} s"
+    _say(options, summary if options.lines else str(found))
+
+
+def _measure_cell(options: argparse.Namespace, world: World, code: str) -> Cell:
+    """Run it to its end, and say how far it is."""
+
+    def show(rank: int, message: dict[str, Any]) -> None:
+        content = message["content"]
+        if rank == 0 and message["header"]["msg_type"] == "stream" and "{" not in content["text"]:
+            step = content["text"].strip()
+            if step and options.lines:
+                _say(options, step, "step")
+            elif step:
+                print(f"\r{step}", end="", file=sys.stderr, flush=True)
+
+    cell = world.run(code, on_output=show)
+    try:
+        cell.wait()
+    except KeyboardInterrupt:
+        cell.interrupt("you interrupted it")
+    return cell
 
 
 def _start(options: argparse.Namespace) -> None:
+    hosts = options.hosts
+    if hosts == "-":
+        hosts = Hostfile.from_json(json.load(sys.stdin), source="standard input")
     cluster = Cluster(
-        options.hosts,
+        hosts,
         backend=options.backend,
         name=options.name,
         checked=options.checked,
         keep=True,
     )
-    cluster.start_sync(_progress)
+    cluster.start_sync(_steps(options))
     cluster.disconnect()
     name = options.name
-    print(f"%cluster connect {name} uses it in a notebook; `macluster stop {name}` ends it")
+    _say(options, f"%cluster connect {name} uses it in a notebook; `macluster stop {name}` ends it")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -140,7 +217,3 @@ def _plan(options: argparse.Namespace) -> None:
             measured=options.measured,
         )
     )
-
-
-def _progress(step: str) -> None:
-    print(step, flush=True)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import socket
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from datetime import datetime
 from importlib.metadata import version
@@ -27,6 +28,9 @@ from .sockets import Sockets
 MANY = 16  # ranks; with more, only neighbours are measured unless all pairs are asked for
 LARGEST = 256 << 20  # bytes of a collective
 LINKS = 3  # times as long as one collective take all links, about
+
+
+last: deque[Measurement] = deque(maxlen=1)  # for whoever watches this rank
 
 
 def measure(
@@ -65,6 +69,7 @@ def measure(
         collectives.checked = checked
         mx.clear_cache()
     assert job.result is not None
+    last.append(job.result)
     return job.result
 
 

@@ -202,7 +202,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     """What `dry_run` reads: see there."""
     from mlx_lm.utils import get_total_parameters
 
-    from .folder import arrays, text_config
+    from .folder import shapes, text_config
     from .splitting import Budget, choose, split_depth, split_width
     from .trial import DryGroup, cache_size, wire_per_token
 
@@ -215,7 +215,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     wish = Wish(request["strategy"], layers and tuple(layers), request["context"])
     room = request["budgets"] or [1 << 62] * size
     split = choose(whole, wish, [Budget(each, "its memory") for each in room])
-    full = arrays(model)
+    full = shapes(model)
     ranks: list[dict[str, Any]] = []
     for rank in range(size):
         part, _ = whole()
@@ -226,7 +226,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
             split_depth(part, config, group, split.layers)
         ranks.append(
             {
-                "parts": [attrs.astuple(each) for each in compare(full, arrays(part))],
+                "parts": [attrs.astuple(each) for each in compare(full, shapes(part))],
                 "active": _active_bytes(part, text),
                 "cache": attrs.astuple(cache_size(part, size)),
                 "wire": [[wire.op, wire.bytes] for wire in wire_per_token(part, size)],

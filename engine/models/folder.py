@@ -9,6 +9,8 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from ..errors import ModelError
 from . import hub
 from .agree import exchange, together
@@ -149,6 +151,19 @@ def arrays(model: nn.Module) -> dict[str, mx.array]:
     from mlx.utils import tree_flatten
 
     return dict(tree_flatten(model.parameters(), destination={}))
+
+
+@attrs.frozen
+class Shape:
+    """The shape of a parameter, and its size in bytes."""
+
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def shapes(model: nn.Module) -> dict[str, Shape]:
+    """Those of all parameters, by name; nothing is computed."""
+    return {name: Shape(tuple(each.shape), each.nbytes) for name, each in arrays(model).items()}
 
 
 def explain(folder: Path, error: Exception) -> ModelError:

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..counters import counters
 from ..errors import ModelError
 from ..steps import steps
 from .agree import exchange, together
@@ -83,7 +84,9 @@ def stream_generate(
         **{"sampler": make_sampler(**sampling), **options, "draft_model": draft},
     )
     try:
-        yield from steps(parts)
+        for part in steps(parts):
+            counters.tokens += 1
+            yield part
     finally:
         # mlx-lm computes one token ahead, also of the last one that is read.
         parts.close()
@@ -157,6 +160,7 @@ def batch_generate(
     answers: dict[int, list[int]] = {number: [] for number in numbers}
     try:
         for responses in steps(iter(batch.next_generated, [])):
+            counters.tokens += len(responses)
             for response in responses:
                 if response.finish_reason != "stop":
                     answers[response.uid].append(response.token)

@@ -21,6 +21,7 @@ from ..units import bytes_text
 from . import hub
 from .agree import by_one, exchange, together
 from .folder import (
+    Shape,
     arrays,
     check_same_files,
     check_strategy,
@@ -29,6 +30,7 @@ from .folder import (
     lazy_model,
     open_alone,
     open_together,
+    shapes,
     text_config,
 )
 from .splitting import (
@@ -81,6 +83,8 @@ class LoadedModel:
     adapter: ModelPath | None
     commit: str | None = None
     draft: LoadedModel | None = None
+    # The parameters before they were cut; fused adapters are not in it.
+    whole: Mapping[str, Shape] = attrs.field(factory=dict)
 
     @property
     def strategy(self) -> Strategy:
@@ -405,6 +409,7 @@ def _assemble(
             "macluster does not run code of a checkpoint",
         ) from error
     parameters = get_total_parameters(model)
+    whole = shapes(model)
     if fused is not None:
         fuse(model, fused)
     if group.size() > 1 and split.strategy == "tensor":
@@ -424,6 +429,7 @@ def _assemble(
         source=path,
         adapter=adapter,
         commit=None if repo is None else repo.commit,
+        whole=whole,
     )
 
 

@@ -13,13 +13,11 @@ from ..hostfile import describe_ranks
 from ..tables import Table
 from ..units import bytes_text
 from .agree import exchange, together
-from .folder import arrays, lazy_model
+from .folder import Shape, shapes
 from .splitting import Split
 from .trial import cache_size
 
 if TYPE_CHECKING:
-    import mlx.core as mx
-
     from .load import LoadedModel
 
 Kind = Literal["split", "replicated", "absent"]
@@ -172,23 +170,23 @@ class Part:
 def shards(loaded: LoadedModel, *, context: int | None = None) -> ShardMap:
     """Find out who holds which weights. Every rank must call it; all get the whole map.
 
-    The shapes on each rank are compared with those of the same model before it was split, which
-    are in the files' tables of contents; no weight is read.
+    The shapes on each rank are compared with those of the same model before it was split; no
+    weight is read.
 
     Args:
         context: the tokens of the cache whose size the map tells; by default 4096, or as many as
             the model was made for, if these are fewer.
 
     Raises:
-        ModelError: on every rank, when one of them does not find the model's files any more.
+        ModelError: on every rank, when one of them fails.
     """
     if context is None:
         most = loaded.text_config.get("max_position_embeddings")
         context = min(CONTEXT, most) if isinstance(most, int) else CONTEXT
     from .load import counts_loaded, memory_budgets
 
-    found = together(lambda: {**_compare(loaded), "cache": _cache_here(loaded, context)})
-    facts = exchange([found["here"], found["cache"], counts_loaded()])
+    found = together(lambda: {**part_facts(loaded), "cache": _cache_here(loaded, context)})
+    facts = exchange([found["parts"], found["cache"], counts_loaded()])
     parts = [[Part(*part) for part in each] for each, _, _ in facts]
     drawn = shard_map(loaded.config["model_type"], loaded.split, found["whole"], parts)
     rooms = tuple(
@@ -237,14 +235,13 @@ def shard_map(
     return ShardMap(rows=rows, title=title, size=len(parts), whole_bytes=whole_bytes)
 
 
-def _compare(loaded: LoadedModel) -> dict[str, Any]:
-    """The whole model's bytes, and this rank's part of each parameter."""
-    whole = arrays(lazy_model(loaded.path)[0])
-    here = [attrs.astuple(part) for part in compare(whole, arrays(loaded.model))]
-    return {"whole": sum(full.nbytes for full in whole.values()), "here": here}
+def part_facts(loaded: LoadedModel) -> dict[str, Any]:
+    """The whole model's bytes, and this rank's part of each parameter; nothing is computed."""
+    parts = [attrs.astuple(part) for part in compare(loaded.whole, shapes(loaded.model))]
+    return {"whole": sum(full.nbytes for full in loaded.whole.values()), "parts": parts}
 
 
-def compare(whole: Mapping[str, mx.array], here: Mapping[str, mx.array]) -> list[Part]:
+def compare(whole: Mapping[str, Shape], here: Mapping[str, Shape]) -> list[Part]:
     """What `here` has of each parameter of `whole`, by their shapes."""
     found = []
     for name, full in whole.items():

@@ -21,6 +21,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..counters import counters
 from ..errors import CollectiveMismatch, MaclusterError, UsageError, WorldBroken, WorldError
 from .lifeline import Lifeline
 from .work import line_text
@@ -189,6 +190,9 @@ class Collectives:
             native = ours.native
             self._admit(name)
             checked = self.checked and ours.is_world and not self._traces
+            if not self._traces:
+                counters.collectives += 1
+                counters.bytes += getattr(args[0], "nbytes", 0) if args else 0
             if together and ours.is_world and not self._traces:
                 # Before the check, which is a collective itself: others see that this rank waits.
                 self.started += 1

@@ -34,6 +34,24 @@ def held(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview])
     }, ()
 
 
+def parts(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
+    """What this rank holds of the model `content["model"]`: {"kind", "split", "whole", "parts"}.
+
+    Of names and shapes only, so it can be asked while a cell runs. "parts" is None where no model
+    has that name.
+    """
+    load: Any = sys.modules.get("macluster.engine.models.load")
+    # The main thread may be about to bind another name.
+    names = dict(kernel.shell.user_ns)
+    model = load.models_in(names).get(content["model"]) if hasattr(load, "models_in") else None
+    if model is None:
+        return {"parts": None}, ()
+    from ..models.shards import part_facts
+
+    return {"kind": model.config["model_type"], "split": attrs.asdict(model.split),
+            **part_facts(model)}, ()  # fmt: skip
+
+
 def reload(kernel: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> Any:
     """Load this rank's part of each of `content["models"]` again, without the other ranks."""
     from ..models.load import load_alone

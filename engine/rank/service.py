@@ -28,7 +28,7 @@ from typing import Any
 from ..client import PREFIX, Message
 from ..errors import MaclusterError, WorldBroken
 from ..wire import Wire
-from . import cells, data, introspect, models, serving, topology, variables, world
+from . import cells, data, introspect, metrics, models, serving, topology, variables, world
 from .collectives import collectives
 from .streams import RankStream
 from .work import MainThread
@@ -57,7 +57,10 @@ QUESTIONS: dict[str, Handler] = {
     "where": introspect.where,
     "stacks": introspect.stacks,
     "interrupt": introspect.interrupt,
+    "measurement": topology.measurement,
+    "metrics.watch": metrics.watch,
     "models": models.held,
+    "models.parts": models.parts,
     "serving": serving.status,
     "serving.close": serving.close,
     "serving.key": serving.key,
@@ -92,6 +95,7 @@ class Service:
         kernel = self.kernel
         self.main = kernel.macluster = MainThread(kernel.shell)
         self.main.install()
+        self.main.metrics = metrics.Metrics(kernel)
         collectives.cell_files = kernel.shell.compile._filename_map
         kernel.control_handlers[PREFIX + "ask_request"] = self.on_ask
         self._count_outputs()
@@ -140,7 +144,16 @@ class Service:
                 content["epoch"] = collectives.epoch
                 broken = collectives.broken
                 content["broken"] = (broken.why or broken.what) if broken is not None else ""
+                self._note_failure(content)
             self._reply(kernel.shell_stream, idents, parent, content, buffers)
+
+    def _note_failure(self, content: Mapping[str, Any]) -> None:
+        """Keep a cell's own failure for whoever watches; not one that others have caused."""
+        interrupted = content.get("ename") in ("KeyboardInterrupt", "CancelledError")
+        if content["status"] == "error" and not content["broken"] and not interrupted:
+            keys = ("ename", "evalue", "place")
+            self.main.failure = {key: content.get(key, "") for key in keys}
+            self.main.failure["at"] = time.monotonic()
 
     async def _work(self, parent: Message) -> Answer:
         """Run a cell or one of CALLS, in the main thread."""
@@ -193,14 +206,17 @@ class Service:
         buffers: Sequence[Any] = (),
     ) -> None:
         header = parent["header"]
-        if header["msg_type"] != PREFIX + "ask_request":
+        asked = header["msg_type"] == PREFIX + "ask_request"
+        if not asked:
             # The order matters: what is still buffered must be counted before the count is sent.
             for output in (sys.stdout, sys.stderr):
                 if isinstance(output, RankStream):
                     output.drain()
                 output.flush()
         with self._counting:
-            content["outputs"] = self._sent.pop(header["msg_id"], 0)
+            sent = self._sent.pop(header["msg_id"], 0)
+        # A question has no output but ipykernel's status messages, which nobody needs.
+        content["outputs"] = 0 if asked else sent
         session = self.kernel.session
         kind = header["msg_type"].removesuffix("_request") + "_reply"
         if stream is self.kernel.shell_stream and not buffers:

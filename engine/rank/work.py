@@ -42,6 +42,8 @@ class MainThread:
         self.work: Work | None = None
         self.interrupted: Work | None = None  # the last work that `abort` has ended
         self.stale: Work | None = None  # the last work that used a world that was given up
+        self.failure: dict[str, Any] | None = None  # of the last cell that failed by itself
+        self.metrics: Any = None  # what keeps those informed who watch this rank
         self._forgotten: set[str] = set()
         self._ended: deque[str | None] = deque(maxlen=100)  # the last cells
         self._looking = threading.Lock()

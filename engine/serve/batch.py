@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from ..counters import counters
 from ..models.agree import exchange
 from ..models.load import LoadedModel, forgets
 from .room import Prefixes, Room
@@ -104,6 +105,7 @@ class Batch:
         """
         tokens = []
         for number, token, finish, logprobs, ended in self._run.step():
+            counters.tokens += 1
             work = self.works[number]
             logprob: float | None = None
             top: list[tuple[int, float]] = []
