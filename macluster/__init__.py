@@ -168,3 +168,10 @@ def unload_ipython_extension(shell: Any) -> None:
     from .magics.extension import unload
 
     unload(shell)
+
+
+def _jupyter_server_extension_points() -> list[dict[str, Any]]:
+    """What a Jupyter server loads for the sidebar."""
+    from .server.extension import ServerExtension
+
+    return [{"module": "macluster.server", "app": ServerExtension}]

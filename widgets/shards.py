@@ -403,6 +403,11 @@ def _path(kind: str, shapes: Sequence[Shape]) -> str:
     return f'<path d="{d}" fill="{f"url(#{fills[kind]})" if kind in fills else colour}"/>'
 
 
+def traits(shown: ShardMap) -> dict[str, Any]:
+    """What a page gets of a map: the traits of a ShardView."""
+    return {"scene": attrs.asdict(scene(shown)), "title": shown.title}
+
+
 class ShardView(anywidget.AnyWidget):
     """The sharding map in a notebook. `map` is the map itself, for programs."""
 
@@ -412,8 +417,7 @@ class ShardView(anywidget.AnyWidget):
 
     def __init__(self, map: ShardMap) -> None:  # noqa: A002 - what it is called everywhere
         self.map = map
-        drawn = scene(map)
-        super().__init__(scene=attrs.asdict(drawn), title=map.title)
+        super().__init__(**traits(map))
 
     def __repr__(self) -> str:
         return repr(self.map)

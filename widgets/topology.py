@@ -324,6 +324,52 @@ class _Seen:
     status: str = ""
 
 
+class Drawing:
+    """What a page gets of one topology after another; what has not changed is not made anew."""
+
+    def __init__(self) -> None:
+        self._shape: tuple[Any, Shape] | None = None  # with what it was found from
+        self._links: tuple[Any, dict[str, Any]] | None = None  # the same of `link_figures`
+
+    def traits(self, topology: Topology, status: str = "") -> dict[str, Any]:
+        """The traits of a TopologyView, with the warnings and faulty links of its shape."""
+        return self.of(self.judged(_Seen(topology, status=status)))
+
+    def judged(
+        self,
+        seen: _Seen,
+        warnings: tuple[str, ...] | None = None,
+        faulty: frozenset[tuple[int, int]] | None = None,
+    ) -> _Seen:
+        """With what was given, and otherwise with what the shape of the topology says."""
+        if warnings is None or faulty is None:
+            topology = seen.topology
+            # Memory and cells come and go; the shape is looked at when something else has changed.
+            key = topology.links, topology.backend, [node.silent for node in topology.nodes]
+            if self._shape is None or self._shape[0] != key:
+                self._shape = key, topology.shape
+            shape = self._shape[1]
+            warnings = shape.sentences if warnings is None else warnings
+            faulty = _pairs(shape.faulty) if faulty is None else faulty
+        return attrs.evolve(seen, warnings=warnings, faulty=faulty)
+
+    def of(self, seen: _Seen) -> dict[str, Any]:
+        """The traits that show it."""
+        return {
+            "scene": attrs.asdict(scene(seen.topology, seen.warnings, seen.faulty)),
+            "figures": node_figures(seen.topology),
+            "link_figures": self._link_figures(seen),
+            "status": seen.status,
+        }
+
+    def _link_figures(self, seen: _Seen) -> dict[str, Any]:
+        """Made anew only when links, hosts or faults have changed."""
+        key = seen.topology.links, [node.host for node in seen.topology.nodes], seen.faulty
+        if self._links is None or self._links[0] != key:
+            self._links = key, link_figures(seen.topology, seen.faulty)
+        return self._links[1]
+
+
 class TopologyView(anywidget.AnyWidget):
     """A topology in a notebook. `topology` is the one that is shown.
 
@@ -342,8 +388,6 @@ class TopologyView(anywidget.AnyWidget):
     figures: Any = traitlets.Dict().tag(sync=True)
     link_figures: Any = traitlets.Dict().tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
-    _shape: tuple[Any, Shape] | None = None  # with what it was found from
-    _links: tuple[Any, dict[str, Any]] | None = None  # the same of `link_figures`
 
     def __init__(
         self,
@@ -354,6 +398,7 @@ class TopologyView(anywidget.AnyWidget):
     ) -> None:
         self._warnings = None if warnings is None else tuple(warnings)
         self._faulty = None if faulty is None else _pairs(faulty)
+        self._drawing = Drawing()
         self._seen = self._judged(_Seen(topology))
         self._lock = threading.RLock()
         self._pages: set[str] = set()
@@ -363,11 +408,7 @@ class TopologyView(anywidget.AnyWidget):
         self._stopped = threading.Event()
         self._pace = Pace(self._show)
         self._pace.begin(self._seen)
-        super().__init__(
-            scene=attrs.asdict(scene(topology, self._seen.warnings, self._seen.faulty)),
-            figures=node_figures(topology),
-            link_figures=self._link_figures(self._seen),
-        )
+        super().__init__(**self._drawing.of(self._seen))
         self.on_msg(self._on_page)
 
     @property
@@ -449,34 +490,17 @@ class TopologyView(anywidget.AnyWidget):
         self._pace.offer(seen)
 
     def _judged(self, seen: _Seen) -> _Seen:
-        """With what was given, and otherwise with what the shape of the topology says."""
-        warnings, faulty = self._warnings, self._faulty
-        if warnings is None or faulty is None:
-            topology = seen.topology
-            # Memory and cells come and go; the shape is looked at when something else has changed.
-            key = topology.links, topology.backend, [node.silent for node in topology.nodes]
-            if self._shape is None or self._shape[0] != key:
-                self._shape = key, topology.shape
-            shape = self._shape[1]
-            warnings = shape.sentences if warnings is None else warnings
-            faulty = _pairs(shape.faulty) if faulty is None else faulty
-        return attrs.evolve(seen, warnings=warnings, faulty=faulty)
+        return self._drawing.judged(seen, self._warnings, self._faulty)
 
     def _show(self, seen: _Seen) -> None:
-        drawn = attrs.asdict(scene(seen.topology, seen.warnings, seen.faulty))
-        words, links = node_figures(seen.topology), self._link_figures(seen)
+        traits = self._drawing.of(seen)
+        if traits["link_figures"] is self.link_figures:
+            # Thousands, which need not be compared one by one.
+            del traits["link_figures"]
         # One message, with only what differs from what the page has.
         with self.hold_sync():
-            self.scene, self.figures, self.status = drawn, words, seen.status
-            if links is not self.link_figures:
-                self.link_figures = links
-
-    def _link_figures(self, seen: _Seen) -> dict[str, Any]:
-        """Made anew only when links, hosts or faults have changed."""
-        key = seen.topology.links, [node.host for node in seen.topology.nodes], seen.faulty
-        if self._links is None or self._links[0] != key:
-            self._links = key, link_figures(seen.topology, seen.faulty)
-        return self._links[1]
+            for name, value in traits.items():
+                setattr(self, name, value)
 
     def _on_page(self, _: Any, content: Mapping[str, Any], __: Any) -> None:
         page = content.get("page")

@@ -12,6 +12,8 @@ FLOORS = {"engine": 0, "widgets": 1, "magics": 2, "kernel": 2, "server": 2}
 FOLDERS = {name: ROOT / name for name in FLOORS} | {"server": ROOT / "macluster" / "server"}
 # The packages that live at the top level; not all of them have to exist.
 LINKED = [name for name in FLOORS if (ROOT / name / "__init__.py").exists()]
+# The server is no notebook: what a notebook's words mean is none of its business.
+NOT_IN_SERVER = {"kernel", "magics"}
 # The cluster itself has no user interface and no web server.
 NOT_IN_ENGINE = {"anywidget", "ipywidgets", "jupyter_server", "jupyterlab"}
 PRIVATE_IPYPARALLEL = {
@@ -58,6 +60,7 @@ def upward(path: Path, package: str) -> list[str]:
         target = rest.partition(".")[0]
         wrong = top == "macluster" and FLOORS.get(target, -1) > FLOORS[package]
         wrong |= package == "engine" and top in NOT_IN_ENGINE
+        wrong |= package == "server" and top == "macluster" and target in NOT_IN_SERVER
         if wrong:
             faults.append(f"{path.name}:{line} {name}")
     return faults
@@ -123,3 +126,21 @@ def test_the_import_check_sees(tmp_path: Path, monkeypatch, source: str, found: 
     path = tmp_path / "module.py"
     path.write_text(source)
     assert bool(upward(path, "engine")) is found
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from ..engine import errors", False),
+        ("from ..widgets.topology import Drawing", False),
+        ("def late():\n    from ..magics.cluster import CONNECT", True),
+        ("import macluster.kernel", True),
+    ],
+)
+def test_the_import_check_sees_the_server(
+    tmp_path: Path, monkeypatch, source: str, found: bool
+) -> None:
+    monkeypatch.setitem(FOLDERS, "server", tmp_path)
+    path = tmp_path / "module.py"
+    path.write_text(source)
+    assert bool(upward(path, "server")) is found
