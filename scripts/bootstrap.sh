@@ -1,6 +1,7 @@
 #!/bin/sh
 # Make .venv hold what a set of make targets needs: `bootstrap.sh demo` or `bootstrap.sh dev`.
-# Returns at once when .venv was already made for this pyproject.toml in this folder.
+# Returns at once when .venv was already made in this folder, for this pyproject.toml and for these
+# files of the sidebar, which pip copies into .venv.
 set -eu
 
 set=$1
@@ -86,7 +87,10 @@ make_venv() {
 }
 
 # The content decides, not the date: a checkout of another branch and back changes no content.
-key="$(cksum <pyproject.toml) $root"
+copied=$(find labextension/dist labextension/install.json \
+  macluster/server/jupyter_server_config.json -type f 2>/dev/null | sort)
+# shellcheck disable=SC2086 # the names have no spaces
+key="$(cat pyproject.toml $copied | cksum) $root"
 if [ -x "$py" ] && [ "$(cat "$mark" 2>/dev/null)" = "$root" ]; then
   for done_set in dev "$set"; do
     [ "$(cat ".venv/installed-$done_set" 2>/dev/null)" != "$key" ] || exit 0

@@ -7,7 +7,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -37,7 +36,6 @@ Hosts = int | str | Sequence[str]
 WANTED = 15.0  # seconds for which `want` keeps everything up to date
 LOOK = 1.0  # seconds between two looks at which clusters run
 BACKGROUND = 1.0  # seconds at least between two messages of ranks of a cluster that is not chosen
-WORKERS = 8  # connecting to clusters, and carrying out commands
 
 
 @attrs.define
@@ -65,12 +63,10 @@ class Fleet:
         self._lock = threading.RLock()
         self._monitors: dict[str, Monitor] = {}
         self._opening: set[str] = set()
-        self._refused: dict[str, tuple[str, str]] = {}  # by name: the file's age, and why
-        self._listings: dict[str, Listing] = {}
+        self._listings = _running()
         self._tasks: dict[str, Task] = {}
         self._wanted_until = 0.0
         self._period, self._chosen = 1.0, None
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="macluster-fleet")
         self._wake = threading.Event()
         self._worker: threading.Thread | None = None
         self._closed = False
@@ -110,12 +106,10 @@ class Fleet:
 
     def _look(self) -> None:
         """Find what is new and what is gone, and have the ranks go on sending."""
-        listings = {each.name: each for each in running()}
+        listings = _running()
         with self._lock:
             changed = listings.keys() != self._listings.keys()
             self._listings = listings
-            for name in self._refused.keys() - listings.keys():
-                del self._refused[name]
             gone = [
                 self._monitors.pop(name)
                 for name in list(self._monitors)
@@ -128,7 +122,7 @@ class Fleet:
         for monitor in gone:
             monitor.close()
         for name in new:
-            self._pool.submit(self._open, name)
+            _in_thread(self._open, name)
         for name, monitor in monitors.items():
             with contextlib.suppress(MaclusterError):
                 monitor.want(period if name == chosen else max(period, BACKGROUND))
@@ -158,7 +152,6 @@ class Fleet:
         self._wake.set()
         if worker is not None:
             worker.join()
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     # -- what there is to see ------------------------------------------------------------------
 
@@ -221,7 +214,7 @@ class Fleet:
         """
         choice = self.choice(hosts, backend)
         with self._lock:
-            taken = {each.name for each in running()} | self._tasks.keys()
+            taken = _running().keys() | self._tasks.keys()
             name = name or self._free_name(dict.fromkeys(taken))
             if name in taken:
                 raise ClusterExists(
@@ -236,7 +229,7 @@ class Fleet:
         arguments += ["--backend", backend] if backend else []
         arguments += ["--checked"] if checked else []
         text = json.dumps(_hostfile(hosts).to_json()) if by_name else ""
-        self._pool.submit(self._carry_out, name, task, arguments, text, keep_failure=True)
+        _in_thread(self._carry_out, name, task, arguments, text, True)
         return name
 
     def dismiss(self, name: str) -> str:
@@ -258,7 +251,6 @@ class Fleet:
         task: Task,
         arguments: Sequence[str],
         text: str = "",
-        *,
         keep_failure: bool = False,
     ) -> str:
         """Run a command about a cluster, and show in `state` how far it is."""
@@ -313,7 +305,7 @@ class Fleet:
         return self._change(name, "measure")
 
     def _change(self, name: str, verb: str) -> str:
-        listing = next((each for each in running() if each.name == name), None)
+        listing = _running().get(name)
         if listing is None:
             raise _not_found(name)
         with self._lock:
@@ -358,7 +350,7 @@ class Fleet:
             monitor = self._monitors.get(name)
         if monitor is not None and not monitor.gone:
             return monitor
-        if not any(each.name == name for each in running()):
+        if name not in _running():
             raise _not_found(name)
         monitor = Monitor(name, self._on_change)
         with self._lock:
@@ -369,6 +361,15 @@ class Fleet:
                 return monitor
         monitor.close()
         return known
+
+
+def _running() -> dict[str, Listing]:
+    return {each.name: each for each in running()}
+
+
+def _in_thread(work: Callable[..., Any], *values: Any) -> None:
+    """Not of a pool: a start that hangs must not keep the process from ending."""
+    threading.Thread(target=work, args=values, name="macluster-fleet", daemon=True).start()
 
 
 def _unknown(listing: Listing) -> dict[str, Any]:
@@ -396,6 +397,7 @@ def _blank(name: str, size: int, backend: str, reason: str) -> dict[str, Any]:
         "failure": None,
         "ranks": {},
         "models": {},
+        "measured": "",
     }
 
 

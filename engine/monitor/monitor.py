@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import threading
 import time
@@ -42,6 +43,8 @@ PATIENCE = 4.0  # seconds that they get for it
 HOLD_TIMEOUT = 2.0  # seconds for the ranks to say where they can stop; they go on after as many
 LOG_LINES = 200
 DEATH_LINES = 8
+# What ipyparallel logs whenever a rank starts.
+_OWN_LINE = re.compile(r"\S+ \S+ \[(RankApp|KernelNanny\.\d+)\]")
 SAME_TIME = 0.5  # seconds: ranks that end together were ended on purpose
 
 
@@ -128,7 +131,9 @@ class Monitor:
 
     def _on_metrics(self, content: dict[str, Any]) -> None:
         """A message of a rank (called in the client's IO thread)."""
-        now, rank = time.time(), content["rank"]
+        now, rank, world = time.time(), content["rank"], self.cluster.world
+        if world is None:
+            return  # closed meanwhile
         with self._lock:
             last = self._heard.get(rank)
             elapsed = content["elapsed"]
@@ -138,7 +143,7 @@ class Monitor:
                 same = last.content["cell"] == content["cell"]
                 began = last.began if same and abs(last.began - began) < 0.5 else began
             self._heard[rank] = Heard(content, now, began)
-            self.world.client.pids[rank] = content["pid"]
+            world.client.pids[rank] = content["pid"]
             self._departed.pop(rank, None)
             self._note_failure(rank, content["failure"], now)
         self._on_change()
@@ -167,8 +172,12 @@ class Monitor:
         if not settled or (len(settled) == self.world.size > 1):
             return
         words = f"{describe_ranks(sorted(settled))} died"
-        last = self._tail(f"rank-{min(settled)}", DEATH_LINES).strip()
-        words += f"\nits last output:\n{last}" if last else ""
+        last = [
+            line
+            for line in self._tail(f"rank-{min(settled)}").splitlines()
+            if line.strip() and not _OWN_LINE.match(line)
+        ]
+        words += "\nits last output:\n" + "\n".join(last[-DEATH_LINES:]) if last else ""
         self._failure = {"words": words, "at": max(settled.values())}
 
     # -- what there is to see ------------------------------------------------------------------
@@ -208,6 +217,7 @@ class Monitor:
             "failure": self._failure,
             "ranks": ranks,
             "models": self._models(),
+            "measured": self._taken(),
         }
 
     def _owner(self) -> str:
@@ -395,14 +405,18 @@ class Monitor:
         from ..measure.record import Measurement
 
         with self._asking:
-            heard = self._heard.get(0)
-            taken = heard.content["measured"] if heard is not None else ""
+            taken = self._taken()
             if taken and taken != self._measurement[0]:
                 with contextlib.suppress(WorldError):
                     facts = self.world.ask("measurement")["measurement"]
                     self._measurement = (taken, Measurement.from_json(facts))
             found = self._measurement[1]
         return found if found is not None and found.size == self.world.size else None
+
+    def _taken(self) -> str:
+        """When rank 0 took part in a measurement last, "" when it has not."""
+        heard = self._heard.get(0)
+        return "" if heard is None else str(heard.content["measured"])
 
     def shards(self, model: str) -> ShardMap:
         """Who holds what of a loaded model. Raises UsageError when it is not there (any more)."""

@@ -217,10 +217,6 @@ class MeasureHandler(ActionHandler):
     # There is nothing to be wrong in the request: the ranks are busy.
     status = STATUSES | {UsageError: 409}
 
-    async def act(self, name: str) -> None:
-        await super().act(name)
-        self.hub.changed()
-
 
 class DismissHandler(ActionHandler):
     verb = "dismiss"

@@ -156,12 +156,6 @@ class Hub:
             fleet.want(1.0, None)
         return fleet.state()
 
-    def changed(self) -> None:
-        """Something was done that the state need not show, as a measurement."""
-        for picture in self._pictures.values():
-            picture.shown = object()
-        self._on_change()
-
     def _made(self) -> Fleet:
         with self._making:
             if self._closed:

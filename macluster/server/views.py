@@ -37,7 +37,7 @@ def shows(view: View, state: Mapping[str, Any], failed: bool) -> Any:
         return None
     turn = (cluster["state"], cluster["since"], cluster["busy"])
     if view.kind == "measurement":
-        return turn
+        return cluster["measured"], cluster["backend"], cluster["size"]
     if view.kind == "shards":
         return cluster["models"], turn if failed else None
     ranks = [

@@ -32,7 +32,7 @@ Fetch = Callable[..., Awaitable[HTTPResponse]]
 
 def cluster(name: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "state": "idle", "words": "", "since": 5.0, "busy": None, "models": {},
-            "backend": "ring", "size": 0, "ranks": {}, **more}  # fmt: skip
+            "measured": "", "backend": "ring", "size": 0, "ranks": {}, **more}  # fmt: skip
 
 
 class StandIn:
@@ -107,7 +107,9 @@ class StandIn:
         return self._of("dismiss", name)
 
     def measure(self, name: str) -> str:
-        return self._of("measure", name)
+        words = self._of("measure", name)
+        self.add(name, measured="2026-11-21T10:00:00+00:00")
+        return words
 
     def stacks(self, name: str) -> str:
         return self._of("stacks", name)

@@ -160,6 +160,10 @@ class LabPage:
     def open(self) -> None:
         """Load JupyterLab with an empty workspace."""
         self.page.goto(f"{self.server.url}/lab?token={self.server.token}&reset")
+        self.restored()
+
+    def restored(self) -> None:
+        """Return when a page that was loaded, or loaded anew, is as it was left."""
         self.page.wait_for_function("() => window.jupyterapp !== undefined")
         self._call("() => window.jupyterapp.restored")
         # Only now: before it is shown, the splash counts as gone.

@@ -35,7 +35,7 @@ def rank(number: int, **more: Any) -> dict[str, Any]:
 
 def cluster(name: str, size: int = 2, **more: Any) -> dict[str, Any]:
     return {"name": name, "backend": "ring", "size": size, "state": "idle", "words": "",
-            "since": 5.0, "busy": None, "failure": None, "models": {},
+            "since": 5.0, "busy": None, "failure": None, "models": {}, "measured": "",
             "ranks": {str(n): rank(n) for n in range(size)}, **more}  # fmt: skip
 
 
@@ -631,7 +631,7 @@ def test_a_measurement_is_looked_at_again_when_one_was_made(desk: Desk) -> None:
     desk.use("a", 5)
     desk.loop.pass_by(5)
     assert desk.fleet.asked == ["measurement"]
-    desk.hub.changed()
+    desk.change("a", measured="2026-11-21T10:00:00+00:00")
     desk.loop.pass_by(5)
     assert desk.fleet.asked == ["measurement"] * 2
 

@@ -1,6 +1,7 @@
 """What is built from this checkout is complete, and works where neither checkout nor node is."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -12,7 +13,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ["engine", "magics"]
+PACKAGES = ["engine", "magics", "widgets", "macluster/server"]
+# What Jupyter looks for, by the place where it looks.
+JUPYTER = {
+    "share/jupyter/labextensions/macluster": ROOT / "labextension" / "dist",
+    "share/jupyter/labextensions/macluster/install.json": ROOT / "labextension" / "install.json",
+    "etc/jupyter/jupyter_server_config.d/macluster.json": ROOT
+    / "macluster"
+    / "server"
+    / "jupyter_server_config.json",
+}
 # A model is at least its description and its weights.
 MODEL = [".json", ".safetensors"]
 
@@ -44,7 +54,7 @@ def wheel(dist: Path) -> Path:
 def expected(package: str) -> set[str]:
     """The files of a top-level package, by their names in the wheel."""
     return {
-        f"macluster/{path.relative_to(ROOT).as_posix()}"
+        f"macluster/{path.relative_to(ROOT).as_posix().removeprefix('macluster/')}"
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
     }
@@ -62,6 +72,28 @@ def test_wheel_has_the_toy_model(wheel: Path) -> None:
     toy = [name for name in names if name.startswith("macluster/engine/models/toy/")]
     for suffix in MODEL:
         assert any(name.endswith(suffix) for name in toy), f"no {suffix} in {toy}"
+
+
+def data() -> dict[str, bytes]:
+    """The files for Jupyter, by their places below the environment."""
+    found = {}
+    for place, source in JUPYTER.items():
+        files = [source] if source.is_file() else [p for p in source.rglob("*") if p.is_file()]
+        for path in files:
+            found[str(Path(place) / path.relative_to(source))] = path.read_bytes()
+    return found
+
+
+def test_wheel_has_the_sidebar(wheel: Path) -> None:
+    wanted = data()
+    assert any("/remoteEntry." in name for name in wanted)
+    with zipfile.ZipFile(wheel) as archive:
+        found = {
+            name.partition(".data/data/")[2]: archive.read(name)
+            for name in archive.namelist()
+            if ".data/data/" in name
+        }
+    assert found == wanted
 
 
 def test_wheel_has_nothing_beside_macluster(wheel: Path) -> None:
@@ -103,3 +135,21 @@ for point in importlib.metadata.distribution("macluster").entry_points:
     places = run(python, "-c", code, cwd=tmp_path, env=env).split()
     assert len(places) == 5
     assert [place for place in places if not Path(place).is_relative_to(site)] == []
+
+    # Jupyter finds both sides of the sidebar.
+    for kind in ("config", "data", "runtime"):
+        env[f"JUPYTER_{kind.upper()}_DIR"] = str(tmp_path / kind)
+    command = [python, "-m", "jupyterlab.labextensions", "list"]
+    assert re.search(r"macluster v\S+.* enabled .*OK", plain(command, tmp_path, env))
+    command = [python, "-m", "jupyter_server.extension.serverextension", "list"]
+    said = plain(command, tmp_path, env)
+    assert re.search(r"macluster .*enabled", said)
+    assert re.search(r"macluster \S+ .*OK", said)
+
+
+def plain(command: list[str | Path], cwd: Path, env: dict[str, str]) -> str:
+    """What a command prints, on both streams, without colours."""
+    done = subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
