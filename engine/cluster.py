@@ -28,7 +28,7 @@ from .errors import (
     StartError,
     UsageError,
 )
-from .files import ClusterFiles, Listing, is_alive, profile_dir, running
+from .files import ClusterFiles, Listing, cluster_file, is_alive, profile_dir, running
 from .forming import Plan, form
 from .guardian import Guardian, end_sessions
 from .hostfile import Hostfile, split_assignment
@@ -134,6 +134,10 @@ class Cluster(ipyparallel.Cluster):
     @default("profile_dir")
     def _default_profile_dir(self) -> str:
         return str(profile_dir())
+
+    @default("cluster_file")
+    def _default_cluster_file(self) -> str:
+        return str(cluster_file(Path(self.profile_dir), self.name))
 
     @default("log")
     def _default_log(self) -> Logger:

@@ -39,10 +39,18 @@ def profile_dir() -> Path:
     return Path(get_ipython_dir()) / "profile_macluster"
 
 
+def cluster_file(folder: Path, name: str) -> Path:
+    """What describes a cluster that runs.
+
+    Not named as ipyparallel names its own: its sidebar and its commands cannot handle ours.
+    """
+    return folder / "security" / f"macluster-{name}.json"
+
+
 def running() -> list[Listing]:
     """The running clusters of this user, by name."""
     found = []
-    for path in sorted((profile_dir() / "security").glob("cluster-*.json")):
+    for path in sorted((profile_dir() / "security").glob("macluster-*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError):
             if is_alive(path):
                 facts = json.loads(path.read_text())["cluster"]
@@ -79,8 +87,8 @@ class ClusterFiles:
     def __init__(self, folder: Path, name: str, birth: str = "") -> None:
         self.folder = folder
         self.name = name
-        self.cluster_file = folder / "security" / f"cluster-{name}.json"
-        self.lock_file = folder / "security" / f"cluster-{name}.lock"
+        self.cluster_file = cluster_file(folder, name)
+        self.lock_file = folder / "security" / f"macluster-{name}.lock"
         self.birth = birth
 
     @property
@@ -88,8 +96,8 @@ class ClusterFiles:
         """All of them, as patterns for `glob`."""
         folder, name = glob.escape(str(self.folder)), glob.escape(self.name)
         return [
-            f"{folder}/security/cluster-{name}.json",
-            f"{folder}/security/cluster-{name}.lock",
+            f"{folder}/security/macluster-{name}.json",
+            f"{folder}/security/macluster-{name}.lock",
             f"{folder}/security/ipcontroller-{name}-client.json",
             f"{folder}/security/ipcontroller-{name}-engine.json",
             f"{folder}/log/macluster-{name}-rank-[0-9]*.log",
