@@ -14,6 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
 from tests.ui.lab import LabPage, LabServer
+from tests.ui.many import Server, cluster
 from tests.ui.test_widgets import PICTURES
 
 NAME = "studios"
@@ -224,3 +225,31 @@ def error_of(lab: LabPage, source: str) -> str:
         each for each in lab.page.evaluate(OUTPUTS, source) if each["output_type"] == "error"
     ]
     return str(error["ename"])
+
+
+WATCH_ROWS = """() => {
+  window.touched = [];
+  const row = (node) => (node.closest ? node : node.parentElement)?.closest('.mcl-Rank');
+  new MutationObserver((changes) => {
+    for (const each of changes) window.touched.push(row(each.target)?.dataset.rank);
+  }).observe(document.querySelector('.mcl-Ranks'), {
+    subtree: true, childList: true, characterData: true, attributes: true });
+}"""
+
+
+def test_one_of_64_ranks_changes_and_one_row_is_drawn(lab_page: LabPage, page: Page) -> None:
+    clusters = {f"other-{number}": cluster(f"other-{number}", 4) for number in range(9)}
+    server = Server(page, {"many": cluster("many", 64)} | clusters)
+    page.reload()
+    lab_page.restored()
+    show(lab_page)
+    expect(page.get_by_test_id("macluster-cluster")).to_have_count(10)
+    page.get_by_role("option", name="many").click()
+    expect(ranks(page)).to_have_count(64)
+    picture(lab_page, "sidebar-many")
+    page.evaluate(WATCH_ROWS)
+    server.change("many", {"7": {"doing": "line 8: `save()`"}})
+    expect(ranks(page).nth(7)).to_contain_text("save()")
+    assert set(page.evaluate("window.touched")) == {"7"}
+    server.change("many", {"63": {"state": "dead", "doing": "", "since": None}})
+    expect(ranks(page).nth(63)).to_have_attribute("data-state", "dead")
