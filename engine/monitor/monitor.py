@@ -44,7 +44,7 @@ HOLD_TIMEOUT = 2.0  # seconds for the ranks to say where they can stop; they go 
 LOG_LINES = 200
 DEATH_LINES = 8
 # What ipyparallel logs whenever a rank starts.
-_OWN_LINE = re.compile(r"\S+ \S+ \[(RankApp|KernelNanny\.\d+)\]")
+_OWN_LINE = re.compile(r"\S+ \S+ \[(RankApp|KernelNanny)[.\d]*\]")
 SAME_TIME = 0.5  # seconds: ranks that end together were ended on purpose
 
 

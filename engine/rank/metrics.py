@@ -144,7 +144,9 @@ class Metrics:
         }
 
     def _models(self) -> dict[str, Any]:
-        """The loaded models: {"source", "strategy", "bytes", "layers" of this rank, "of" them}."""
+        """The loaded models: {"source", "strategy", "bytes", "layers", "of" so many}.
+
+        "layers" are the first of this rank in a pipeline and the one behind its last, or None."""
         load: Any = sys.modules.get("macluster.engine.models.load")
         found: dict[str, Any] = {}
         # The main thread may be importing it.
@@ -175,7 +177,9 @@ def part_of(model: Any, source: Any) -> dict[str, Any]:
     """What this rank holds of a loaded model. Looks at names and shapes only."""
     from ..models.folder import arrays
 
-    numbers = {int(found[1]) for name in arrays(model.model) if (found := _LAYER.search(name))}
+    by_depth = model.strategy == "pipeline"
+    here = arrays(model.model) if by_depth else ()
+    numbers = {int(found[1]) for name in here if (found := _LAYER.search(name))}
     whole = {int(found[1]) for name in model.whole if (found := _LAYER.search(name))}
     return {
         "source": source if isinstance(source, str) else str(model.path),

@@ -169,7 +169,8 @@ def test_a_model_is_seen_and_mapped(watcher: Watcher, world: Any) -> None:
     shown = world.run("import json; print(json.dumps(macluster.shards(model).as_json()))")
     state = watcher.until(lambda state: len(state["models"].get("model", {}).get("ranks", ())) == 2)
     model = state["models"]["model"]
-    assert model["strategy"] == "tensor"
+    assert (model["strategy"], model["layers"]) == ("tensor", 4)
+    assert {part["layers"] for part in model["ranks"].values()} == {None}
     assert sum(part["share"] for part in model["ranks"].values()) == pytest.approx(1, abs=1e-3)
     from macluster.engine.models.shards import read_map
 
@@ -215,7 +216,8 @@ def test_a_rank_that_dies_is_named_and_its_successor_seen(watcher: Watcher, worl
     watcher.until(lambda state: all_are(state, "idle"))
     os.kill(pid, signal.SIGKILL)
     state = watcher.until(lambda state: "died" in (state["failure"] or {"words": ""})["words"])
-    assert state["failure"]["words"].startswith("rank 1 died")
+    # What it logs whenever it starts tells nothing about its end.
+    assert state["failure"]["words"] == "rank 1 died"
     # The owner replaces it, and the ranks form a new world.
     state = watcher.until(
         lambda state: (
