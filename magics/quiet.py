@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..engine.cell import Cell
+from ..engine.errors import CellCancelled
+from ..engine.verdict import error_of
 from . import relay
 from .lines import Line, Steps, WaitLine
 from .session import Session
 
 LOOK = 0.3  # seconds between two looks at how far it is
+DATA = "\x1e"  # what follows is no text to show: ASCII's record separator
 
 
 def told(session: Session, expression: str, *, progress: bool = False) -> Any:
@@ -20,24 +24,40 @@ def told(session: Session, expression: str, *, progress: bool = False) -> Any:
 
     Raises:
         ClusterNotFound: when this notebook has no cluster.
-        CellError: when a rank raised, or the cell was interrupted.
+        CellError: when a rank raised, or the cell was interrupted: then it is called
+            KeyboardInterrupt.
     """
-    cell = session.world.run(f"rprint(__import__('json').dumps({expression}))")
+    cell = session.world.run(f"rprint({DATA!r} + __import__('json').dumps({expression}))")
     relay.show_notices(session.world)
     cell.on_wait, cell.on_repair = WaitLine(), Steps()
     try:
         line = Line()
         while not cell.wait(LOOK if progress else None):
             line.show(_last(cell.runs[0].text("stdout")))
-        said = cell.runs[0].text("stdout").rstrip().rpartition("\n")
-        if progress and said[0]:
-            line.show(_last(said[0]))
+        if progress and (said := _last(cell.runs[0].text("stdout"))):
+            line.show(said)
     except KeyboardInterrupt:
         cell.interrupt("you interrupted it")
-    cell.check()
-    # The last line: a library may have printed something before.
-    return json.loads(cell.runs[0].text("stdout").splitlines()[-1])
+    _check(cell)
+    # A library may have printed something before.
+    return json.loads(cell.runs[0].text("stdout").rpartition(DATA)[2])
 
 
 def _last(printed: str) -> str:
-    return relay.overwritten(printed).rstrip("\n").rpartition("\n")[2].rstrip()
+    """The last line of what was printed, up to the data."""
+    text = printed.partition(DATA)[0]
+    return relay.overwritten(text).rstrip("\n").rpartition("\n")[2].rstrip()
+
+
+def _check(cell: Cell) -> None:
+    """As `Cell.check`; but of an interrupt, where in our own code it found the ranks is no news."""
+    error = error_of(cell)
+    if isinstance(error, CellCancelled) and cell.cancelled:
+        raise CellCancelled.named("KeyboardInterrupt")(
+            "It was ended on all ranks.",
+            why="\n".join(dict.fromkeys(cell.notes)) or "you interrupted it",
+            rank=error.rank,
+            ename="KeyboardInterrupt",
+        )
+    if error is not None:
+        raise error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, line_magic, magics_class
 
 from ..engine.errors import UsageError
-from ..engine.measure.record import OPS, Measurement
+from ..engine.measure.record import LEAST, OPS, Measurement
 from .arguments import Arguments
 from .quiet import told
 from .session import Session
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..widgets.topology import TopologyView
 
 QUICK = 1 << 20  # bytes of the largest collective
+MOST_HOSTS = 1024  # whose pairs are drawn: a million cells take 20 seconds
 PERIOD = 1.0  # seconds between two looks at the ranks
 CABLES = 30.0  # seconds between two looks at the cables, for which a Mac runs programs
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3}
@@ -35,14 +36,19 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text} is not a size like 64MiB")
     # "64M" is taken for 64 MiB: the sizes of a sweep are powers of two.
     base = 1000 if found[3] == "b" else 1024
-    return int(found[1]) * int(base ** POWERS[found[2]])
+    size = int(found[1]) * int(base ** POWERS[found[2]])
+    if size < LEAST:
+        raise argparse.ArgumentTypeError(
+            f"{text} is too small: the smallest collective has {LEAST} B"
+        )
+    return size
 
 
 def _ops(text: str) -> list[str]:
     names = [name for name in text.split(",") if name]
     if unknown := [name for name in names if name not in OPS]:
         raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(OPS)}")
-    return names
+    return list(dict.fromkeys(names))
 
 
 HOSTS = 'Macs to simulate, such as "4 x M3 Ultra, mesh"; without it, the ranks of this notebook'
@@ -63,7 +69,9 @@ MEASURE.add_argument(
 MEASURE.add_argument(
     "--most", type=_size, metavar="SIZE", help="of the largest collective (default: 256MiB)"
 )
-MEASURE.add_argument("--quick", action="store_true", help="all_sum up to 1MiB, and the links")
+MEASURE.add_argument(
+    "--quick", action="store_true", help="all_sum up to 1MiB, a barrier, and the links"
+)
 MEASURE.add_argument("--save", metavar="FILE", help="keep it as JSON")
 MEASURE.add_argument("--load", metavar="FILE", help="show what was saved, and measure nothing")
 MEASURE.add_argument(
@@ -97,7 +105,7 @@ class WireMagics(Magics):
         measured = None
         if options.measured is not None:
             measured = Measurement.load(options.measured)
-            _check_like(measured, world)
+            _check_of(measured, world)
         view = TopologyView(world.topology(measured or self._of(world)))
 
         def look() -> Topology:
@@ -116,21 +124,16 @@ class WireMagics(Magics):
 
     @line_magic
     def measure(self, line: str) -> MeasureView:
-        from ..engine.measure.compare import compare
-
         options = MEASURE.read(line)
         # What cannot work is said before minutes are spent on it.
-        before = None if options.against is None else Measurement.load(options.against)
+        before = self._baseline(options)
         if options.save is not None:
             _check_writable(options.save)
-        if before is not None and options.hosts is None and options.load is None:
-            _check_like(before, self.session.world)
         found, topology = self._found(options)
         if options.save is not None:
             found.save(options.save)
         if before is not None:
-            for sentence in compare(found, before, names=_names(topology)).sentences:
-                print(sentence)
+            _say_changes(found, before, topology)
         return measure_view(found, topology)
 
     measure.__doc__ = (
@@ -138,6 +141,21 @@ class WireMagics(Magics):
         "all.\n\nIt takes from ten seconds to a few minutes, and Ctrl-C ends it on all ranks. "
         "What the ranks hold stays as it is.\n\n" + MEASURE.format_help()
     )
+
+    def _baseline(self, options: argparse.Namespace) -> Measurement | None:
+        """What to compare with. Raises UsageError when that cannot be compared."""
+        from ..engine.measure.compare import check_comparable
+
+        if options.against is None:
+            return None
+        if options.hosts is not None:
+            MEASURE.error("--against compares what was measured, and HOSTS are simulated")
+        before = Measurement.load(options.against)
+        if options.load is not None:
+            check_comparable(Measurement.load(options.load), before)
+        else:
+            _check_of(before, self.session.world)
+        return before
 
     def _found(self, options: argparse.Namespace) -> tuple[Measurement, Topology | None]:
         """What to show, and the links that it is about."""
@@ -153,6 +171,13 @@ class WireMagics(Magics):
             from ..engine.simulate.simulation import simulate
 
             simulation = simulate(options.hosts)
+            if simulation.size > MOST_HOSTS:
+                raise UsageError(
+                    f"The pairs of {simulation.size:,} hosts are not drawn, only up to "
+                    f"{MOST_HOSTS:,}.",
+                    why="the matrix has a cell for each pair of them",
+                    do=f'macluster.simulate("{options.hosts}").measure() gives tables',
+                )
             return simulation.measure(), simulation.topology()
         world = self.session.world
         facts = told(self.session, f"{measure_code(options)}.as_json()", progress=True)
@@ -181,15 +206,23 @@ def _check_writable(path: str) -> None:
         )
 
 
-def _check_like(before: Measurement, world: World) -> None:
-    """Raise UsageError when a measurement is not of ranks like these."""
-    then, now = (before.size, before.backend), (world.size, world.backend)
-    if then != now:
-        raise UsageError(
-            f"The file is of {then[0]} ranks on {then[1]}, and here are {now[0]} on {now[1]}.",
-            why="it was measured on another cluster",
-            do="measure this one, and keep that: %measure --save FILE",
-        )
+def _check_of(found: Measurement, world: World) -> None:
+    """Raise UsageError when a measurement is of other ranks, as far as these say who they are."""
+    from ..engine.measure.compare import check_measured_on
+
+    names = [node.own_name for node in world.topology(age=CABLES).nodes]
+    check_measured_on(found, world.backend, names)
+
+
+def _say_changes(found: Measurement, before: Measurement, topology: Topology | None) -> None:
+    """Print what has changed, or why that cannot be said: the figures are shown all the same."""
+    from ..engine.measure.compare import compare
+
+    try:
+        sentences = compare(found, before, names=_names(topology)).sentences
+    except UsageError as error:
+        sentences = [str(error)]
+    print("\n".join(sentences))
 
 
 def measure_code(options: argparse.Namespace) -> str:

@@ -618,7 +618,7 @@ function curvesPanel(panel, data, state, show) {
       const value = (size) => y(each, size, each.fit.latency + size / each.fit.bandwidth);
       colour(drawFormula(frame, value, "fit"));
       const { half } = each.fit;
-      if (half > frame.x[0] && half < frame.x[1]) {
+      if (each.fit.good && half > frame.x[0] && half < frame.x[1]) {
         colour(svg("circle", { class: "half", cx: px(half), cy: py(value(half)), r: 7 }, plot));
       }
     }

@@ -41,7 +41,7 @@ from ..engine.measure.tables import (
     wrong_results,
 )
 from ..engine.topology.topology import Topology
-from ..engine.units import bytes_text, number_text, rate_text, size_label, time_text
+from ..engine.units import number_text, rate_text, size_label, time_text
 from .network import cut, printable, short_hosts
 from .picture import ALARM, FAINT, INK, figure, number, script
 
@@ -283,7 +283,7 @@ def _fit(fit: Fit | None) -> dict[str, Any] | None:
         "figures": [
             time_text(fit.latency),
             rate_text(fit.bandwidth),
-            bytes_text(fit.half_size),
+            size_label(fit.half_size) if fit.good else "-",
             f"{100 * fit.residual:.0f} %",
             f"{fit.r2:.3f}",
         ],
@@ -606,7 +606,7 @@ def curves_svg(
                             for p in carried)  # fmt: skip
             parts.append(f'<defs><path id="{kind}" d="{MARKERS[kind]}"/></defs>'
                          f'<g fill="{colour}">{marks}</g>')  # fmt: skip
-        if fit and low < fit.half_size < high:
+        if fit and fit.good and low < fit.half_size < high:
             cx, cy = x(fit.half_size), y(fit.time(fit.half_size))
             parts.append(f'<circle cx="{number(cx)}" cy="{number(cy)}" r="6" fill="none" '
                          f'stroke="{colour}" stroke-width="1.4"/>')  # fmt: skip
@@ -626,7 +626,7 @@ def curves_svg(
     if wrong:
         d = "".join(f"M{number(a - 6)} {number(b - 6)}l12 12m0-12l-12 12" for a, b in wrong)
         parts.append(f'<path d="{d}" stroke="{ALARM}" stroke-width="2.4"/>')
-    ring = "circle: n½ of the fit" if any(s[3] for s in series) else ""
+    ring = "circle: n½ of the fit" if any(s[3] and s[3].good for s in series) else ""
     legend.append(f'<text x="{number(legend_x)}" y="291.5" fill="{FAINT}">{ring}</text>')
     parts.append(f'<g font-size="11" fill="{INK}">{"".join(legend)}</g>')
     return _file(max(CHART[0], legend_x + 5.6 * len(ring)), CHART[1], "".join(parts))

@@ -65,7 +65,8 @@ function curveOf(curve, parent) {
   if (!curve.fit) return;
   const [latency, rate] = curve.fit;
   drawFormula(frame, (size) => latency + size / rate, curve.good ? "fit" : "fit bad");
-  if (curve.half <= across[0] || curve.half >= across[1]) return;
+  // What is no line has no such point.
+  if (!curve.good || curve.half <= across[0] || curve.half >= across[1]) return;
   const [x, y] = [frame.px(curve.half), frame.py(2 * latency)];
   svg("path", { class: "half", d: `M${x} ${y}V162` }, frame.plot);
   svg("text", { x: x - 5, y: y - 6, "text-anchor": "end" }, frame.over).textContent = "n½";

@@ -22,7 +22,7 @@ from ..engine.measure.samples import Rate
 from ..engine.tables import Table
 from ..engine.topology.shape import Shape
 from ..engine.topology.topology import KINDS, Link, Node, Topology
-from ..engine.units import bytes_text, rate_text, time_text
+from ..engine.units import bytes_text, rate_text, size_label, time_text
 from .network import (
     CSS,
     IN_FULL,
@@ -200,8 +200,8 @@ def _curve(pair: Pair, link: Link) -> dict[str, Any]:
     words += f". Line: {fit.verdict}." if fit else "."
     first, last = pair.curve[0], pair.curve[-1]
     label = (
-        f"Time by size of a message: {bytes_text(first.size)} takes {time_text(first.time.p50)}, "
-        f"{bytes_text(last.size)} takes {time_text(last.time.p50)}"
+        f"Time by size of a message: {size_label(first.size)} takes {time_text(first.time.p50)}, "
+        f"{size_label(last.size)} takes {time_text(last.time.p50)}"
     )
     return {
         "points": points,

@@ -75,10 +75,12 @@ class Changes:
         """What has changed: wrong results, what is worse, what is missing, and what is better.
 
         Sizes of a collective that follow each other are one sentence. One sentence says so when
-        nothing has changed.
+        nothing has changed, or nothing can be compared.
         """
         said = [*self.wrong, *self._said(self.worse), *self.missing, *self._said(self.better)]
         count = len(self.changes)
+        if not (said or count):
+            return ["Nothing can be compared: the two measurements have no figure in common."]
         return said or [f"Nothing has changed {self.since}: {count} figures are what they were."]
 
     def _said(self, changes: Sequence[Change]) -> list[str]:
@@ -162,9 +164,10 @@ def compare(
             it was taken was so "then".
 
     Raises:
-        UsageError: when they are of different ranks, hosts or backends, or one is simulated.
+        UsageError: when they are of different ranks, hosts or backends, when one is simulated, and
+            when the baseline was taken later.
     """
-    _check_same(now, before)
+    check_comparable(now, before)
     since = _since(before.taken, today or _day(now.taken))
     changes: list[Change] = []
     missing: list[str] = []
@@ -212,23 +215,51 @@ def _wrong(now: Measurement, before: Measurement, since: str) -> Iterator[str]:
         yield f"WRONG RESULTS: {where} gave {sum(wrong.values()):,} wrong results ({new})."
 
 
-def _check_same(now: Measurement, before: Measurement) -> None:
-    if now.simulated or before.simulated:
+def check_comparable(now: Measurement, before: Measurement) -> None:
+    """Raise UsageError when two measurements cannot be compared: see `compare`."""
+    if now.simulated:
         raise UsageError(
-            "A simulation is no baseline.",
-            why="nothing was measured in it",
-            do="measure, and save that: %measure --save FILE",
+            f"Simulated hosts have no baseline: {now.simulated}.",
+            why="nothing was measured on them",
+            do="compare what was measured: %measure --against FILE on a running cluster",
         )
+    check_measured_on(before, now.backend, [rank.host for rank in now.ranks])
+    then, later = _moment(before.taken), _moment(now.taken)
+    # A time without a zone is one of here.
+    if then is not None and later is not None and then.astimezone() > later.astimezone():
+        raise UsageError(
+            "The baseline is the newer of the two measurements.",
+            why=f"it was taken at {before.taken}, and the other one at {now.taken}",
+            do="exchange them: %measure --load NEWER --against OLDER, or compare(newer, older)",
+        )
+
+
+def check_measured_on(found: Measurement, backend: str, hosts: Sequence[str]) -> None:
+    """Raise UsageError unless it was measured on these hosts, one name for each rank.
+
+    A host "" is one that is not known. macOS adds ".local" to its name, or not, as the network has
+    it: that makes no difference.
+    """
+    if found.simulated:
+        raise UsageError(
+            f"This was simulated, and not measured: {found.simulated}.",
+            why="figures of hosts that need not exist say nothing of these",
+            do="measure these, and keep that: %measure --save FILE",
+        )
+    there = [rank.host.removesuffix(".local") for rank in found.ranks]
+    here = [host.removesuffix(".local") for host in hosts]
+    if len(there) == len(here):
+        here = [new or old for old, new in zip(there, here, strict=True)]
     for what, old, new in (
-        ("ranks", before.size, now.size),
-        ("backends", before.backend, now.backend),
-        ("hosts", [rank.host for rank in before.ranks], [rank.host for rank in now.ranks]),
+        ("ranks", str(len(there)), str(len(here))),
+        ("backends", found.backend, backend),
+        ("hosts", ", ".join(there), ", ".join(here)),
     ):
         if old != new:
             raise UsageError(
-                f"The two measurements are of different {what}: {old} then, {new} now.",
-                why="the baseline was taken on another cluster, or in another order",
-                do="take a new baseline: %measure --save FILE",
+                f"The measurement is of other {what}: {old} there, {new} here.",
+                why="it was taken on another cluster, or with the ranks in another order",
+                do="measure these, and keep that: %measure --save FILE",
             )
 
 

@@ -15,6 +15,7 @@ from .fit import Fit
 SMALL = 32 * 1024  # bytes; a mesh of more than two ranks shares larger sums out (mlx 0.32.4)
 MULTI_WIRE = 512 * 1024  # bytes; jaccl's mesh splits larger messages over all cables of a pair
 RING_CABLES = 4  # RING_MAX_CONNS of jaccl, to each neighbour
+RDMA = ("jaccl", "jaccl-ring")  # backends
 
 
 @attrs.frozen

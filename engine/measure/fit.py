@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ..units import bytes_text, rate_text, time_text
+from ..units import rate_text, size_label, time_text
 
 Floats = NDArray[np.float64]
 
@@ -67,13 +67,13 @@ class Fit:
         """The line in words, or how far off it is."""
         # Down, not to the nearest: 97.99 are not the 98 that are asked for.
         explained = f"the line explains {math.floor(1000 * max(self.r2, 0.0)) / 10:.1f} %"
-        worst = f"by {100 * self.worst:.0f} % at {bytes_text(self.worst_size)}"
+        worst = f"by {100 * self.worst:.0f} % at {size_label(self.worst_size)}"
         if not self.good:
             off = f"off by {100 * self.residual:.0f} % in the median, {worst}"
             return f"not a line: {off}; {explained}"
         words = (
             f"latency {time_text(self.latency)}, {rate_text(self.bandwidth)}, half of it at "
-            f"{bytes_text(self.half_size)}; {explained}"
+            f"{size_label(self.half_size)}; {explained}"
         )
         return words if self.worst < MUCH else f"{words}, but is off {worst}"
 

@@ -22,13 +22,20 @@ from ..steps import steps
 from ..units import size_label
 from . import pairs, sweep
 from .pairs import REACH, Finding, NativeWire, SocketWire, Way, Wire, as_pair
-from .record import OPS, MeasuredRank, Measurement, Pair, Sweep, read_pair
+from .record import LEAST, OPS, MeasuredRank, Measurement, Pair, Sweep, read_pair
 from .sockets import Sockets
 
 MANY = 16  # ranks; with more, only neighbours are measured unless all pairs are asked for
 LARGEST = 256 << 20  # bytes of a collective
 LINKS = 3  # times as long as one collective take all links, about
 
+# Why nothing was measured: on the one rank of a cluster, and where there is no cluster.
+ONE_RANK = "There is one rank, and a link takes two. Start more: %cluster start 2."
+NO_RANK = (
+    "This process is alone, and a link takes two ranks. %measure measures those of the notebook's "
+    "cluster (%cluster start 2); macluster.measure() does so in a cell that runs on all of them "
+    "(%%distributed)."
+)
 
 last: deque[Measurement] = deque(maxlen=1)  # for whoever watches this rank
 
@@ -47,7 +54,8 @@ def measure(
     Args:
         links: "all" pairs of ranks, only "neighbours" of the ring, or False for none. True is all
             of up to 16 ranks, and neighbours of more.
-        ops: the collectives to time, of all_sum, all_gather, sendrecv and barrier; () for none.
+        ops: the collectives to time, of all_sum, all_gather, sendrecv and barrier, each once; ()
+            for none.
         most: bytes of the largest collective. Memory, and a second for one operation, limit it too.
 
     Raises:
@@ -94,8 +102,11 @@ class Job:
         self._check_asked()
         yield
         backend = world_backend(self.size)
-        ops = [op for op in self.ops if self._possible(op, backend)] if self.size > 1 else []
+        asked = dict.fromkeys(self.ops) if self.size > 1 else ()
+        ops = [op for op in asked if self._possible(op, backend)]
         links = bool(self.links) and self.size > 1
+        if self.size == 1:
+            self.notes.append(ONE_RANK if collectives.backend_name else NO_RANK)
         self._whole = (LINKS if links else 0) + len(ops)
         if links:
             sockets = Sockets.connect(self.rank, self.size, pairs.MOST)
@@ -145,7 +156,7 @@ class Job:
                 raise UsageError(
                     f"measure(links={links}, ops={ops}, most={most}) makes no sense.",
                     why=f'links is True, False, "all" or "neighbours"; ops are of '
-                    f"{', '.join(OPS)}; most is a number of bytes, {sweep.SIZES[0]} or more",
+                    f"{', '.join(OPS)}; most is a number of bytes, {LEAST} or more",
                     do="macluster.measure() measures everything",
                 )
 
@@ -155,7 +166,7 @@ class Job:
         if not isinstance(ops, (list, tuple)) or not all(op in OPS for op in ops):
             return True
         known = isinstance(links, bool) or links in ("all", "neighbours")
-        return not (known and isinstance(most, int) and most >= sweep.SIZES[0])
+        return not (known and isinstance(most, int) and most >= LEAST)
 
     def _possible(self, op: str, backend: str) -> bool:
         if op == "sendrecv" and backend not in REACH:
@@ -258,7 +269,7 @@ class Job:
         hosts = [host for host, _ in found]
         room = min(free // hosts.count(host) // sweep.COPIES for host, free in found)
         if room < self.most:
-            largest = size_label(max(size for size in sweep.SIZES if size <= max(room, 4)))
+            largest = size_label(max(size for size in sweep.SIZES if size <= max(room, LEAST)))
             note = f"Collectives up to {largest}: there is no free memory for larger ones."
             if note not in self.notes:
                 self.notes.append(note)

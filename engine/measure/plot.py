@@ -12,14 +12,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..topology.topology import Topology
-from ..units import bytes_text, number_text, size_label, time_text
+from ..units import number_text, size_label, time_text
 from .fit import Fit
 from .record import Measurement
 from .samples import Timing
-from .tables import METRICS, TIMES, Metric, by_ranks, value
+from .tables import METRICS, TIMES, Metric, by_ranks, value, why_missing
 
 # Okabe and Ito's colours; markers and dashes are enough without them.
 STYLES = {
@@ -34,6 +35,8 @@ SHADES = LinearSegmentedColormap.from_list(
     "macluster", ["#f2f7fc", "#cbdff1", "#93bee0", "#5694c8", "#2869a5"]
 )
 NUMBERS = 16  # ranks; the cells of more have no room for them
+
+Matrix = NDArray[np.float64]
 
 
 class Drawing(Figure):
@@ -65,8 +68,8 @@ def plot(
 
     Returns the figure, for `.savefig("wires.pdf")`. Points are medians, bands reach from the 5th to
     the 95th percentile, thin lines are the fits, and a ring marks n1/2, the size at which half of
-    a fit's bandwidth is reached. Raises UsageError for an unknown `what` or `metric`, and for
-    what was not measured.
+    a good fit's bandwidth is reached. A simulation is labelled as one, in `ax`, too. Raises
+    UsageError for an unknown `what` or `metric`, and for what was not measured.
     """
     if what not in ("pairs", "curves", "all") or metric not in METRICS:
         raise UsageError(
@@ -81,11 +84,16 @@ def plot(
         if what == name or (what == "all" and there)
     ]
     if not wanted or (what == "pairs" and not m.pairs) or (what == "curves" and not curves):
+        alone = m.size == 1
+        missing = {"pairs": "pair", "curves": "curve"}.get(what, "pair and no curve")
         raise UsageError(
             "There is nothing to draw.",
-            why="no pair was measured" if what == "pairs" else "no curve was measured",
-            do="measure again without leaving it out: %measure",
-        )
+            why="a link takes two ranks, and there was one" if alone
+            else f"no {missing} was measured",
+            do="measure two ranks or more: %cluster start 2, then %measure" if alone
+            else "measure again without leaving it out: %measure",
+        )  # fmt: skip
+    grid = _grid(m, metric, topology) if "pairs" in wanted else None
     if ax is None:
         widths = [max(3.4, min(7.0, 1.4 + 0.46 * m.size)) if w == "pairs" else 5.2 for w in wanted]
         drawing = Drawing(
@@ -102,10 +110,12 @@ def plot(
             do=f"hand over ax with {len(wanted)} axes, or none",
         )
     for axes, name in zip(given, wanted, strict=True):
-        if name == "pairs":
-            _pairs(m, axes, metric, topology)
+        if grid is not None and name == "pairs":
+            _pairs(m, axes, metric, grid)
         else:
             _curves(m, axes)
+        if m.simulated and ax is not None:
+            _label(axes, name)
     drawn = given[0].figure
     while isinstance(drawn, SubFigure):
         drawn = drawn.figure
@@ -115,13 +125,38 @@ def plot(
     return drawn
 
 
-def _pairs(m: Measurement, axes: Axes, metric: Metric, topology: Topology | None) -> None:
+def _label(axes: Axes, name: str) -> None:
+    """Say that it was simulated, where nothing is drawn: below a matrix, or under the curves."""
+    x, y, across, up = (0.0, -0.02, "left", "top") if name == "pairs" else (
+        0.99, 0.02, "right", "bottom"
+    )  # fmt: skip
+    axes.text(x, y, "simulated", ha=across, va=up, fontsize=7, transform=axes.transAxes)
+
+
+def _grid(m: Measurement, metric: Metric, topology: Topology | None) -> Matrix:
+    """A metric from rank to rank, NaN where there is none. Raises UsageError when there is none."""
     rates = {} if topology is None else {(x.a, x.b): x.negotiated for x in topology.links}
     grid = np.full((m.size, m.size), np.nan)
-    for (a, b), pair in by_ranks(m).items():
+    pairs = by_ranks(m)
+    for (a, b), pair in pairs.items():
         each = value(pair, metric, a, rates.get((pair.a, pair.b)))
         if each is not None:
             grid[a, b] = each
+    if not np.isfinite(grid).any():
+        (a, b), pair = next(iter(pairs.items()))
+        rated = metric == "part_of_rate"
+        raise UsageError(
+            f"There is no {METRICS[metric]} to draw.",
+            why=why_missing(m, pair, metric, a, b),
+            do="hand over a topology whose links have a rate: "
+            'plot("pairs", metric="part_of_rate", topology=world.topology())'
+            if rated
+            else "it takes four ranks or more: two pairs that share no rank",
+        )
+    return grid
+
+
+def _pairs(m: Measurement, axes: Axes, metric: Metric, grid: Matrix) -> None:
     known = grid[np.isfinite(grid)]
     if metric == "part_of_rate":
         unit, scale = "%", 1.0
@@ -214,7 +249,8 @@ def _curve(
     axes.fill_between(sizes, low, high, color=colour, alpha=0.15, linewidth=0)
     label = name
     if fit is not None:
-        label += f", n½ {bytes_text(fit.half_size)}" + ("" if fit.good else " (bad fit)")
+        # What is no line has no such point.
+        label += f", n½ {size_label(fit.half_size)}" if fit.good else " (not a line)"
     axes.plot(sizes, [time.p50 for _, time in points], color=colour, marker=marker, linestyle=dash,
               markersize=4, linewidth=1.2, label=label)  # fmt: skip
     if fit is None:
@@ -222,6 +258,6 @@ def _curve(
     ends = np.geomspace(min(sizes), max(sizes), 60)
     axes.plot(ends, [fit.time(size) for size in ends], color=colour, linewidth=0.6,
               label=f"_fit of {name}")  # fmt: skip
-    if min(sizes) <= fit.half_size <= max(sizes):
+    if fit.good and min(sizes) <= fit.half_size <= max(sizes):
         axes.plot([fit.half_size], [fit.time(fit.half_size)], "o", color=colour, markersize=8,
                   markerfacecolor="none", label=f"_half of {name}")  # fmt: skip

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import attrs
 import numpy as np
 
-from ..units import bytes_text
-from .cost import MULTI_WIRE, RING_CABLES, SMALL, Steps, steps
+from ..units import size_label
+from .cost import MULTI_WIRE, RDMA, RING_CABLES, SMALL, Steps, steps
 from .fit import Fit
 from .record import Measurement, Pair
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 OWN = ("rdma", "thunderbolt")  # kinds of links of which each has cables of its own
 SHARED = ("ethernet", "wifi", "loopback")  # all traffic of a rank goes through one wire
-RDMA = ("jaccl", "jaccl-ring")
 GRID = np.geomspace(1, 1 << 36, 400)  # bytes at which the two curves are compared
 
 
@@ -214,8 +213,8 @@ def _words(shapes: _Shapes, spans: Sequence[tuple[float, float | None]]) -> str:
     head = "Each rank has one wire for all traffic: " if shapes.shared else ""
     if spans:
         ends = [
-            f"from {bytes_text(low)} on" if high is None
-            else f"from {bytes_text(low)} to {bytes_text(high)}"
+            f"from {size_label(low)} on" if high is None
+            else f"from {size_label(low)} to {size_label(high)}"
             for low, high in spans
         ]  # fmt: skip
         winner = f"{ring} would be" if shapes.meshed else "the ring is"

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from ..topology.topology import Topology
     from .tables import Metric
 
 FORMAT = "macluster measurement 1"
 OPS = ("all_sum", "all_gather", "sendrecv", "barrier")
+LEAST = 4  # bytes of the smallest collective
 
 
 @attrs.frozen
@@ -147,11 +149,12 @@ class Measurement:
         what: Literal["pairs", "curves", "all"] = "all",
         ax: Axes | Sequence[Axes] | None = None,
         metric: Metric = "bandwidth",
+        topology: Topology | None = None,
     ) -> Figure:
         """A matplotlib figure for a paper; `macluster.engine.measure.plot.plot` says more."""
         from .plot import plot
 
-        return plot(self, what, ax, metric)
+        return plot(self, what, ax, metric, topology)
 
     # -- keeping it --------------------------------------------------------------------------------
 

@@ -15,10 +15,10 @@ import attrs
 from ..models.agree import exchange
 from .cost import bus_factor
 from .fit import fit
-from .record import Sweep, SweepPoint
+from .record import LEAST, Sweep, SweepPoint
 from .samples import Timing
 
-SIZES = tuple(4 << power for power in range(0, 27, 2))  # 4 B to 256 MiB
+SIZES = tuple(LEAST << power for power in range(0, 27, 2))  # 4 B to 256 MiB
 BURST = 16  # operations one after another, for small sizes
 BURST_BYTES = 1 << 22  # of all results of a burst, which are kept until they are checked
 WARM_UP = 2  # more operations whose time does not count, where they do not take long

@@ -58,6 +58,14 @@ def by_ranks(m: Measurement) -> dict[tuple[int, int], Pair]:
     return found
 
 
+def plain_sockets(m: Measurement) -> dict[tuple[int, int], Pair]:
+    """What plain sockets do where MLX's own way was measured, too; the lower rank first."""
+    own = {(each.a, each.b) for each in m.pairs if each.via != "tcp"}
+    return {
+        (each.a, each.b): each for each in m.pairs if each.via == "tcp" and (each.a, each.b) in own
+    }
+
+
 def value(pair: Pair, metric: Metric, a: int, rate: float | None = None) -> float | None:
     """What was measured from rank `a` of a pair to the other, in seconds, bytes/s or percent.
 
@@ -233,9 +241,11 @@ def as_rows(m: Measurement) -> dict[str, list[dict[str, Any]]]:
     """Flat records for a data frame: seconds, bytes, bytes/s.
 
     "pairs" has one for each pair, "curves" one for each size of a pair, "sweeps" one for each size
-    of a collective: `pandas.DataFrame(as_rows(m)["pairs"])`.
+    of a collective: `pandas.DataFrame(as_rows(m)["pairs"])`. Each has a column "simulated": the
+    hosts that were simulated, "" for what was measured.
     """
     pairs, curves, sweeps = [], [], []
+    whose = {"simulated": m.simulated}
     for each in m.pairs:
         who = {"a": each.a, "b": each.b, "via": each.via}
         row: dict[str, Any] = {
@@ -249,9 +259,9 @@ def as_rows(m: Measurement) -> dict[str, list[dict[str, Any]]]:
         crowded: dict[str, Any] = dict.fromkeys(RATE_FIELDS)
         if each.crowded:
             crowded = attrs.asdict(each.crowded)
-        pairs.append(row | _named("crowded", crowded) | _fit_row(each.fit))
+        pairs.append(row | _named("crowded", crowded) | _fit_row(each.fit) | whose)
         curves += [
-            {**who, "size": point.size, **_named("time", attrs.asdict(point.time))}
+            {**who, "size": point.size, **_named("time", attrs.asdict(point.time)), **whose}
             for point in each.curve
         ]
     for sweep in m.sweeps:
@@ -264,6 +274,7 @@ def as_rows(m: Measurement) -> dict[str, list[dict[str, Any]]]:
                 "algbw": point.algbw,
                 "busbw": point.busbw,
                 "wrong": point.wrong,
+                **whose,
             }
             for point in sweep.points
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ import attrs
 import numpy as np
 
 from ..errors import UsageError
-from ..measure.cost import SMALL, bus_factor
+from ..measure.cost import RDMA, SMALL, bus_factor
 from ..measure.fit import Fit, fit
 from ..measure.record import OPS, MeasuredRank, Measurement, Pair, Point, Sweep, SweepPoint
 from ..measure.samples import Rate, Timing
@@ -19,6 +20,7 @@ from ..plan import hosts as planned
 from ..plan import macs
 from ..plan.hosts import Hosts, PlannedHost
 from ..plan.macs import Chip, Link
+from ..topology.order import EXACT, best_ring
 from ..topology.topology import Kind, Node, Topology
 from ..topology.topology import Link as Cable
 from . import traffic
@@ -27,6 +29,7 @@ from .traffic import Traffic
 
 EXAMPLE = '"4 x M3 Ultra 512GB, mesh"'
 MOST_HOSTS = 8192
+FIRST_PORT = 3  # macOS counts Thunderbolt's ports from here: en3
 MANY = 64  # hosts; of more, only the cables of the ring are listed
 ALL_PAIRS = 16  # ranks; with more on a switch, only neighbours on the ring are measured
 DRAWN = 28  # pairs; of more, equal ones share their figures
@@ -130,16 +133,29 @@ class Simulation:
         lines = [
             f"{self.text}: simulated, nothing of it was measured.",
         ]
-        figures = f"{1e6 * self.link.latency:.0f} us, {self.link.bandwidth / 1e9:.3g} GB/s a cable"
+        figures = f"{1e6 * self.link.latency:.0f} us, {self._bandwidth_text} a cable"
         lines.append(f"{self.link.name}: {figures} ({self.link.source}).")
         if self.reason:
             lines.append(f"{self.reason[:1].upper()}{self.reason[1:]}.")
         return "\n".join(lines)
 
     @property
+    def _bandwidth_text(self) -> str:
+        """That of the cables there are, in GB/s: of the slowest to the fastest one."""
+        there = self.network.bandwidth[self.network.bandwidth > 0]
+        ends = [f"{each / 1e9:.3g}" for each in (there.min(), there.max())] if len(there) else ["0"]
+        return f"{' to '.join(dict.fromkeys(ends))} GB/s"
+
+    @property
     def text(self) -> str:
         """The hosts, and what was made worse."""
         return "; ".join([self.description, *self.changes])
+
+    @property
+    def backend(self) -> str:
+        """The backend of MLX: jaccl with a cable too few is jaccl-ring, if the rest is a ring."""
+        meant = self.link.backend
+        return "jaccl-ring" if meant == "jaccl" and self._shape() == "ring" else meant
 
     # -- faults ------------------------------------------------------------------------------------
 
@@ -177,7 +193,10 @@ class Simulation:
 
         Of more than 64 hosts only neighbours on the ring are listed, also where a switch links all.
         """
-        pairs = {(each.a, each.b): each for each in self._pairs(SIZES)}
+        own: dict[tuple[int, int], Pair] = {}
+        plain: dict[tuple[int, int], Pair] = {}
+        for each in self._pairs(SIZES):
+            (plain if (each.a, each.b) in own else own)[each.a, each.b] = each
         links = [
             Cable(
                 a,
@@ -185,16 +204,36 @@ class Simulation:
                 _KINDS.get(self.link.name, "unknown"),
                 self._ports(a, b),
                 self._rate(a, b),
-                pairs.get((a, b)),
+                own.get((a, b)),
                 "simulated",
+                plain=plain.get((a, b)),
             )
             for a, b in self._linked()
         ]
+        free = self._free(links)
         nodes = [
-            Node(rank, name, self._model(host), host.memory, state="ok")
+            Node(rank, name, self._model(host), host.memory, state="ok", free=free[rank])
             for rank, (name, host) in enumerate(zip(self.names, self.hosts.hosts, strict=True))
         ]
-        return Topology(tuple(nodes), tuple(links), self.link.backend, self.text)
+        return Topology(tuple(nodes), tuple(links), self.backend, self.text)
+
+    def _free(self, links: Iterable[Cable]) -> list[tuple[str, ...] | None]:
+        """Of each host the ports without a cable; None where there is no Thunderbolt."""
+        if _KINDS.get(self.link.name) not in ("rdma", "thunderbolt"):
+            return [None] * self.size
+        used: list[set[str]] = [set() for _ in range(self.size)]
+        for link in links:
+            for at_a, at_b in link.ports:
+                used[link.a].add(at_a)
+                used[link.b].add(at_b)
+        return [
+            tuple(
+                port
+                for number in range(_chip(host).ports)
+                if (port := f"en{FIRST_PORT + number}") not in taken
+            )
+            for host, taken in zip(self.hosts.hosts, used, strict=True)
+        ]
 
     def _linked(self) -> list[tuple[int, int]]:
         """The pairs of hosts with a cable, or a switch between them."""
@@ -216,9 +255,9 @@ class Simulation:
 
         def first(host: int, other: int) -> int:
             if self.network.shape == "mesh":
-                return 3 + (other - (other > host)) * count
+                return FIRST_PORT + (other - (other > host)) * count
             # Two hosts are linked by one set of cables, more by one to each side.
-            return 3 + (count if n > 2 and (other - host) % n != 1 else 0)
+            return FIRST_PORT + (count if n > 2 and (other - host) % n != 1 else 0)
 
         return tuple((f"en{first(a, b) + k}", f"en{first(b, a) + k}") for k in range(count))
 
@@ -282,7 +321,7 @@ class Simulation:
             notes.append(f"{len(pairs):,} pairs: equal ones share their figures.")
         chips = [self._device(host) for host in self.hosts.hosts]
         return Measurement(
-            self.link.backend,
+            self.backend,
             tuple(MeasuredRank(*each) for each in zip(self.names, chips, strict=True)),
             pairs,
             sweeps,
@@ -300,25 +339,46 @@ class Simulation:
         return self.link.name == "thunderbolt" and _old(self.hosts)
 
     def _form(self) -> Literal["mesh", "ring"]:
-        """What MLX makes of the cables: a mesh if it can, else a ring in rank order."""
-        n = self.size
-        if self.link.shape == "mesh":
-            whole = all(self.network.has(a, b) for a in range(n) for b in range(n) if a != b)
-            if whole:
-                return "mesh"
-        for a, b in _neighbours(n):
-            if not self.network.has(a, b):
-                raise UsageError(
-                    f"There is no world without the cable between hosts {a} and {b}.",
-                    why="MLX needs a cable between all pairs, or a ring in the order of the ranks",
-                    do="plug it in; .topology() shows what is there",
-                )
-        return "ring"
+        """What MLX makes of the cables: see `_shape`. Raises UsageError when that is no world."""
+        form = self._shape()
+        if form is not None:
+            return form
+        a, b = next(pair for pair in _neighbours(self.size) if not self.network.has(*pair))
+        why = "MLX needs a cable between all pairs, or a ring in the order of the ranks"
+        do = "plug it in"
+        if (order := self._ring()) is not None:
+            listed = ", ".join(map(str, order))
+            why += f"; these cables are a ring in the order {listed}"
+            do += f", or write the hosts into the hostfile in the order {listed}"
+        raise UsageError(
+            f"There is no world without the cable between hosts {a} and {b}.",
+            why=why,
+            do=f"{do}; .topology() shows what is there",
+        )
+
+    def _shape(self) -> Literal["mesh", "ring"] | None:
+        """A mesh if the cables are one, else a ring in rank order, None if they are neither."""
+        n, has = self.size, self.network.has
+        # A mesh of few hosts, at most as many as have ports for it.
+        if self.link.shape == "mesh" and all(
+            has(a, b) for a in range(n) for b in range(n) if a != b
+        ):
+            return "mesh"
+        return "ring" if all(has(a, b) for a, b in _neighbours(n)) else None
+
+    def _ring(self) -> tuple[int, ...] | None:
+        """The order of the hosts in which the cables are a ring, as far as all are tried."""
+        if self.size > EXACT:
+            return None
+        graph = np.zeros((self.size, self.size))
+        for a, b in self._linked():
+            graph[a, b] = graph[b, a] = 1.0
+        return best_ring(graph).order
 
     def _program(self, op: str, size: float) -> tuple[str, Callable[[float], Traffic]]:
         """The algorithm that MLX takes for this size, by a name, and what makes it."""
         net, form = self.network, self._form()
-        rdma = self.link.backend in ("jaccl", "jaccl-ring")
+        rdma = self.link.backend in RDMA
         large = size > SMALL
         if form == "mesh":
             cables = None if size >= MULTI_WIRE else 1
@@ -370,17 +430,16 @@ class Simulation:
         return Sweep(op, self.size, tuple(points), line)
 
     def _ways(self) -> list[tuple[int, int, str]]:
-        """The pairs to measure, and what carries their bytes."""
+        """The pairs to measure, and what carries their bytes: MLX's own before a plain socket."""
         linked = self._linked()
-        backend = self.link.backend
-        whole = self.link.shape == "mesh" and len(linked) == self.size * (self.size - 1) // 2
-        if whole:
+        backend = self.backend
+        if backend == "jaccl" and self._shape() == "mesh":
             return [(a, b, backend) for a, b in linked]
         # On a ring, MLX sends to neighbours only.
         near = set(_neighbours(self.size))
         found = [(a, b, backend) for a, b in linked if (a, b) in near]
         if self.network.shape == "switch" and self.size <= ALL_PAIRS:
-            found += [(a, b, "tcp") for a, b in linked if (a, b) not in near]
+            found += [(a, b, "tcp") for a, b in linked]
         return sorted(found)
 
     def _pairs(self, sizes: Sequence[int]) -> Iterator[Pair]:
@@ -485,7 +544,7 @@ def simulate(description: str | int, *, seed: int = 0) -> Simulation:
     if isinstance(description, int) or description.strip().isdecimal():
         count = int(description)
         if count < 2:
-            raise _one_host(str(description))
+            raise _few_hosts(str(description), count)
         if count > planned.MOST_RANKS:
             raise UsageError(
                 f"{count:,} ranks on one machine are more than can be simulated, "
@@ -509,7 +568,7 @@ def simulate(description: str | int, *, seed: int = 0) -> Simulation:
     parts, reasons = _parts(first, description)
     hosts = _hosts(parts, rest, description)
     if hosts.link is None:
-        raise _one_host(description)
+        raise _few_hosts(description, 1)
     link = hosts.link
     _check_cables(hosts, link, cables, generation, description)
     shape: Shape = "switch" if link.name in _ETHERNET else link.shape
@@ -534,6 +593,7 @@ def _parts(first: str, text: str) -> tuple[list[tuple[int, str]], list[str]]:
                 do=f"for example: {EXAMPLE}",
             )
         body = found[2]
+        _check_comma(body, text)
         if not _MEMORY.fullmatch(body):
             chip = macs.chip(body)
             most = max(chip.bandwidth)
@@ -542,6 +602,29 @@ def _parts(first: str, text: str) -> tuple[list[tuple[int, str]], list[str]]:
             body = f"{chip.name} {most}GB"
         parts.append((int(found[1] or 1), body))
     return parts, reasons
+
+
+def _check_comma(body: str, text: str) -> None:
+    """Raise UsageError for "M3 Ultra mesh", which lacks a comma before its link."""
+
+    def option(words: str) -> bool:
+        if _GENERATION.fullmatch(words) or _CABLES.fullmatch(words):
+            return True
+        with contextlib.suppress(UsageError):
+            macs.link(words)
+            return True
+        return False
+
+    words = body.split()
+    # One word, such as "mesh", or two, such as "2 cables".
+    for count in range(1, min(3, len(words))):
+        last = " ".join(words[-count:])
+        if option(last):
+            raise UsageError(
+                f"{text!r} lacks a comma before {last!r}.",
+                why="the hosts end, and what links them begins, at a comma",
+                do=f'write "{" ".join(words[:-count])}, {last}"',
+            )
 
 
 def _hosts(parts: list[tuple[int, str]], options: list[str], text: str) -> Hosts:
@@ -660,9 +743,11 @@ def _between(a: int, b: int | None) -> str:
     return f"cable of host {a}" if b is None else f"cable {a}-{b}"
 
 
-def _one_host(text: str) -> UsageError:
+def _few_hosts(text: str, count: int) -> UsageError:
     return UsageError(
-        f"{text!r} describes a single host, which has no links.",
+        f"{text!r} describes a single host, which has no links."
+        if count == 1
+        else f"{text!r} describes no hosts.",
         why="links lie between two hosts or more",
         do=f"for example: {EXAMPLE}",
     )

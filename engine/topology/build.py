@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, zip_longest
 
 import attrs
@@ -11,7 +11,7 @@ import attrs
 from ..errors import UsageError
 from ..hostfile import LOCAL_NAMES, Hostfile
 from ..measure.record import Measurement
-from ..measure.tables import by_ranks
+from ..measure.tables import by_ranks, plain_sockets
 from .facts import Facts, Interface
 from .topology import KINDS, Kind, Link, Node, Topology
 
@@ -51,9 +51,15 @@ def build(
         states: the state of each rank, as in `Node.state`.
 
     Raises:
-        UsageError: when `measured` is of another number of ranks.
+        UsageError: when `measured` is of another number of ranks, or simulated.
     """
     size = len(hostfile)
+    if measured is not None and measured.simulated:
+        raise UsageError(
+            f"This was simulated, and not measured: {measured.simulated}.",
+            why="these ranks exist, and figures of others say nothing of them",
+            do="measure them: %measure",
+        )
     if measured is not None and measured.size != size:
         raise UsageError(
             f"The measurement is of {measured.size} ranks, and the world has {size}.",
@@ -61,12 +67,15 @@ def build(
             do="measure this one: %measure",
         )
     known = [facts.get(rank) for rank in range(size)]
+    local = [each.host for host, each in zip(hostfile.hosts, known, strict=True)
+             if host.is_local and each is not None]  # fmt: skip
     nodes = tuple(
-        _node(hostfile, rank, known[rank], (states or {}).get(rank, "unknown"))
+        _node(hostfile, rank, known[rank], (states or {}).get(rank, "unknown"), local)
         for rank in range(size)
     )
     links = []
     pairs = by_ranks(measured) if measured is not None else {}
+    plain = plain_sockets(measured) if measured is not None else {}
     for a, b in combinations(range(size), 2):
         pair = pairs.get((a, b))
         ways = list(_ways(hostfile, a, b, known[a], known[b]))
@@ -80,7 +89,12 @@ def build(
         way = next((each for each in ways if each.kind == used), ways[0])
         # There is one way of each kind.
         besides: list[Kind] = [each.kind for each in ways if each.kind != way.kind]
-        links.append(Link(a, b, way.kind, way.ports, way.negotiated, pair, way.why, tuple(besides)))
+        links.append(
+            Link(
+                a, b, way.kind, way.ports, way.negotiated, pair, way.why, tuple(besides),
+                plain.get((a, b)),
+            )
+        )  # fmt: skip
     return Topology(nodes, tuple(links), backend)
 
 
@@ -89,13 +103,19 @@ def neighbours(a: int, b: int, size: int) -> bool:
     return (a - b) % size in (1, size - 1)
 
 
-def _node(hostfile: Hostfile, rank: int, facts: Facts | None, state: str) -> Node:
+def _node(
+    hostfile: Hostfile, rank: int, facts: Facts | None, state: str, local: Sequence[str]
+) -> Node:
+    """`local` are the names that ranks give to the host which the hostfile calls localhost."""
     host = hostfile.hosts[rank]
-    name = facts.host if facts is not None and host.is_local else host.ssh
     if facts is None:
-        return Node(rank, name, state=state)
+        # A rank that has died leaves its host's name to the others.
+        return Node(rank, local[0] if host.is_local and local else host.ssh, state=state)
+    name = facts.host if host.is_local else host.ssh
     model = ", ".join(part for part in (facts.model, facts.chip) if part)
-    return Node(rank, name, model, facts.memory, facts.used, facts.held, state, facts.free)
+    return Node(
+        rank, name, model, facts.memory, facts.used, facts.held, state, facts.free, facts.host
+    )
 
 
 def same_host(hostfile: Hostfile, a: int, b: int, at_a: Facts | None, at_b: Facts | None) -> bool:

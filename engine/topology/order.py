@@ -12,7 +12,9 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from .topology import Topology
+from ..measure.cost import RDMA
+from ..measure.record import Pair
+from .topology import Link, Topology
 
 Matrix = npt.NDArray[np.float64]
 
@@ -72,7 +74,7 @@ def best_ring(speeds: Matrix | Sequence[Sequence[float]] | Topology) -> RingOrde
     if isinstance(speeds, Topology):
         found, basis = bandwidths(speeds)
         ring = best_ring(found)
-        known = ring.slowest if basis != NO_SPEEDS else None
+        known = ring.slowest if basis not in UNKNOWN else None
         return attrs.evolve(ring, slowest=known, basis=basis)
     rates = np.array(speeds, float)
     if rates.size == 0:
@@ -108,6 +110,8 @@ def best_ring(speeds: Matrix | Sequence[Sequence[float]] | Topology) -> RingOrde
 # -- speeds of a topology --------------------------------------------------------------------------
 
 NO_SPEEDS = "links alone: no speed is known"
+ONE_HOST = "loopback alone: on one host, all orders are as good"
+UNKNOWN = (NO_SPEEDS, ONE_HOST)
 NO_ORDER = "no order of the ranks makes a ring"
 
 
@@ -117,26 +121,37 @@ def bandwidths(topology: Topology) -> tuple[Matrix, str]:
     Measured bandwidths where all links have one (loopback aside), else negotiated rates where all
     have one, else measured ones and, for the other links, the negotiated rate times the median part
     of it that was reached elsewhere. A link of which nothing is known counts as the slowest one;
-    loopback as the fastest.
+    loopback as the fastest. Links of one host alone are all as fast.
+
+    Bandwidths are those of one way (`Pair.via`) for all links, of that which most of them have: a
+    plain socket and MLX's own messages differ on the same cable.
     """
     links = topology.links
-    wires = [link for link in links if link.kind != "loopback"] or list(links)
-    if wires and all(link.measured is not None for link in wires):
-        basis, part = "measured bandwidths", 0.0
+    wires = [link for link in links if link.kind != "loopback"]
+    via, measured = _alike(topology.backend, wires)
+    basis, part = NO_SPEEDS, 0.0
+    if links and not wires:
+        basis = ONE_HOST
+    elif wires and len(measured) == len(wires):
+        basis = f"bandwidths measured via {via}"
     elif wires and all(link.negotiated for link in wires):
-        basis, part = "negotiated rates", 1.0
-    elif any(link.measured is not None or link.negotiated for link in wires):
-        basis = "measured bandwidths, and negotiated rates where nothing was measured"
-        reached = [link.part_of_rate for link in wires if link.part_of_rate is not None]
+        basis, part, measured = "negotiated rates", 1.0, {}
+    elif measured or any(link.negotiated for link in wires):
+        rated = any(link.negotiated and (link.a, link.b) not in measured for link in wires)
+        words = [f"bandwidths measured via {via}"] if via else []
+        words += ["negotiated rates"] if rated else []
+        basis = f"{', else '.join(words)}, where they are known"
+        reached = [
+            8 * measured[link.a, link.b].bandwidth / link.negotiated
+            for link in wires if link.negotiated and (link.a, link.b) in measured
+        ]  # fmt: skip
         part = statistics.median(reached) if reached else 1.0
-    else:
-        basis, part = NO_SPEEDS, 0.0
     rates = np.zeros((topology.size, topology.size))
     known: dict[tuple[int, int], tuple[float, float]] = {}
     for link in links:
-        if link.measured is not None and basis != "negotiated rates":
-            known[link.a, link.b] = (link.measured.forward.p50, link.measured.backward.p50)
-        elif link.negotiated and part:
+        if (pair := measured.get((link.a, link.b))) is not None:
+            known[link.a, link.b] = (pair.forward.p50, pair.backward.p50)
+        elif link.kind != "loopback" and link.negotiated and part:
             known[link.a, link.b] = (part * link.negotiated / 8, part * link.negotiated / 8)
     all_known = [rate for both in known.values() for rate in both] or [1.0]
     for link in links:
@@ -144,6 +159,18 @@ def bandwidths(topology: Topology) -> tuple[Matrix, str]:
         there, back = known.get((link.a, link.b), (unknown, unknown))
         rates[link.a, link.b], rates[link.b, link.a] = there, back
     return rates, basis
+
+
+def _alike(backend: str, links: Sequence[Link]) -> tuple[str, dict[tuple[int, int], Pair]]:
+    """What was measured in the way that most links have, and that way; of two, MLX's own."""
+    found: dict[str, dict[tuple[int, int], Pair]] = {}
+    for link in links:
+        for pair in (link.measured, link.plain):
+            # RDMA and a plain socket may go over different wires.
+            if pair is not None and not (pair.via == "tcp" and backend in RDMA):
+                found.setdefault(pair.via, {})[link.a, link.b] = pair
+    most = max(found, key=lambda via: (len(found[via]), via != "tcp"), default="")
+    return most, found.get(most, {})
 
 
 # -- whether there can be one ----------------------------------------------------------------------

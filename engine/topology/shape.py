@@ -18,7 +18,7 @@ from ..plan.hosts import MESH_MOST
 from ..units import rate_text, time_text
 from .order import (
     EXACT,
-    NO_SPEEDS,
+    UNKNOWN,
     bandwidths,
     best_ring,
     cheapest_ring,
@@ -101,7 +101,7 @@ def shape(topology: Topology) -> Shape:
     words = [
         *_silent(topology),
         *parts,
-        *_no_cable(topology, missing, ring),
+        *_no_cable(topology, cables, missing, ring),
         *_too_few(topology, cables, ring),
         *_too_many(topology),
         *_without_rdma(topology),
@@ -306,7 +306,7 @@ def _parts(topology: Topology, cables: Graph) -> list[str]:
     return [words]
 
 
-def _no_cable(topology: Topology, missing: Pairs, ring: bool) -> list[str]:
+def _no_cable(topology: Topology, cables: Graph, missing: Pairs, ring: bool) -> list[str]:
     """What a mesh lacks, where it is one that was meant."""
     hosts = _hosts(topology)
     found = [
@@ -315,12 +315,15 @@ def _no_cable(topology: Topology, missing: Pairs, ring: bool) -> list[str]:
         if (hosts[a], hosts[b]) == (a, b)
         and not (_is_silent(topology, a) or _is_silent(topology, b))
     ]
-    meant = topology.backend == "jaccl" or (not topology.backend and len(found) <= FEW_MISSING)
+    few = not topology.backend and len(found) <= FEW_MISSING
+    # A simulated ring with more cables than that is what was left of a mesh.
+    left = topology.simulated and bool(cables.sum() > 2 * topology.size)
+    meant = topology.backend == "jaccl" or few or left
     cabled = any(link.cabled for link in topology.links)
     if not (found and meant and cabled) or topology.size > MESH_MOST or _all_old(topology):
         return []
     texts = [f"{_host_name(topology, a)} and {_host_name(topology, b)}" for a, b in found]
-    then = "a ring is possible" if ring else "a ring of cables is not possible either"
+    then = _ring_instead(cables) if ring else "a ring of cables is not possible either"
     if len(found) > LISTED:
         count = len(set(hosts))
         head = (
@@ -332,6 +335,14 @@ def _no_cable(topology: Topology, missing: Pairs, ring: bool) -> list[str]:
     # Without a ring that comes first: see below.
     plugs = _plugs(topology, found) if ring and len(found) <= LISTED else ""
     return [f"{head}: jaccl needs a full mesh; {then}.{plugs}"]
+
+
+def _ring_instead(cables: Graph) -> str:
+    """That there is a ring of the cables, and in which order of the ranks."""
+    found = best_ring(cables.astype(float))
+    if found.order is None or found.is_rank_order:
+        return "a ring is possible"
+    return f"a ring is possible in the order {', '.join(map(str, found.order))} of the ranks"
 
 
 def _too_few(topology: Topology, cables: Graph, ring: bool) -> list[str]:
@@ -733,7 +744,7 @@ def _order(topology: Topology) -> list[str]:
         return []
     rates, basis = bandwidths(topology)
     rates = np.minimum(rates, rates.T)
-    if basis == NO_SPEEDS:
+    if basis in UNKNOWN:
         return []
     now = min(float(rates[rank, (rank + 1) % size]) for rank in range(size))
     # No ring is faster than the second fastest link of any rank: most need no search.

@@ -32,7 +32,8 @@ class Node:
     `memory` is what the host has in bytes, `used` how much of it is in use, `held` the bytes of
     arrays that this rank holds; None where that is not known. `state` is "ok", "busy", "dead" or
     "unknown". `free` are the interfaces of Thunderbolt sockets with nothing plugged in, None where
-    they are not known.
+    they are not known. `own_name` is the host's own name for itself, "" where it is not known:
+    `host` may be the one by which the hostfile reaches it.
     """
 
     rank: int
@@ -43,6 +44,7 @@ class Node:
     held: int | None = None
     state: str = "unknown"
     free: tuple[str, ...] | None = None
+    own_name: str = ""
 
     @property
     def silent(self) -> bool:
@@ -58,6 +60,8 @@ class Link:
     may have several cables, which count as one link with all their names. `negotiated` is the rate
     in bits/s that the hardware reports, of all cables together. `why` says where the kind was
     learnt from. `besides` are the kinds of other ways between the two, which are not used.
+    `measured` is MLX's own send and recv where these reach; `plain` is then what a plain socket
+    does there, by which it can be compared with links that MLX does not reach.
     """
 
     a: int
@@ -68,6 +72,7 @@ class Link:
     measured: Pair | None = None
     why: str = ""
     besides: tuple[Kind, ...] = ()
+    plain: Pair | None = None
 
     @property
     def cabled(self) -> bool:

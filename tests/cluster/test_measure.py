@@ -185,10 +185,18 @@ def test_a_wrong_result_is_counted(two: macluster.World, op: str) -> None:
     assert sum(point.wrong for point in found.sweeps[0].points) == 1
 
 
+def test_a_collective_that_is_named_twice_is_measured_once(two: macluster.World) -> None:
+    found = measured(two, f"links=False, ops=('barrier', 'all_sum', 'barrier'), most={KILOBYTE}")
+    assert [sweep.op for sweep in found.sweeps] == ["barrier", "all_sum"]
+
+
 def test_one_rank_has_no_wires() -> None:
     for world in start(1):
         found = measured(world, "")
         assert (found.pairs, found.sweeps, found.size) == ((), (), 1)
+        assert found.notes == (
+            "There is one rank, and a link takes two. Start more: %cluster start 2.",
+        )
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def test_how_far_it_is_stands_on_one_line(notebook: Notebook) -> None:
     lines = [output.plain for output in ran.all("update_display_data")]
     assert lines[-1].startswith("measured in ")
     assert len(ran.all("display_data")) <= 1
-    assert all("\n" not in line for line in lines)
+    assert all("\n" not in line and "format" not in line for line in lines)
 
 
 def test_the_links_take_their_colours_from_it_and_the_view_is_live(
@@ -111,7 +111,33 @@ def test_a_baseline_of_others_is_refused_before_anything_is_measured(
     other = baseline.with_name("other.json")
     other.write_text(json.dumps(facts))
     ran = notebook.run(f"%measure --against {other}")
-    assert ran.evalue.startswith("The file is of 2 ranks on jaccl, and here are 2 on ring.")
+    assert ran.evalue.startswith("The measurement is of other backends: jaccl there, ring here.")
+    facts = json.loads(baseline.read_text())
+    facts["ranks"][1]["host"] = "studio-9"
+    other.write_text(json.dumps(facts))
+    for line in (f"%measure --against {other}", f"%topology --measured {other}"):
+        ran = notebook.run(line)
+        assert ran.evalue.startswith("The measurement is of other hosts: ")
+        assert ran.all("update_display_data") == []
+    colours = notebook.ok(
+        f"seen = %topology --measured {baseline}\nseen.topology.links[0].measured"
+    )
+    assert "via='ring'" in colours.result
+
+
+def test_simulated_figures_do_not_colour_ranks_that_exist(
+    notebook: Notebook, tmp_path: Path
+) -> None:
+    path = tmp_path / "simulated.json"
+    notebook.ok(f'%measure "2 x M3 Ultra, mesh" --save {path}')
+    for line in (f"%measure --against {path}", f"%topology --measured {path}"):
+        assert notebook.run(line).evalue.startswith("This was simulated, and not measured: 2 x M3")
+
+
+def test_a_notebook_without_ranks_is_told_why_nothing_was_measured(notebook: Notebook) -> None:
+    shown = notebook.ok("alone = macluster.measure()\nalone").result
+    assert "This process is alone, and a link takes two ranks." in shown
+    assert "%%distributed" in shown
 
 
 def test_an_interrupt_ends_it_and_the_ranks_go_on(notebook: Notebook) -> None:
@@ -119,6 +145,9 @@ def test_an_interrupt_ends_it_and_the_ranks_go_on(notebook: Notebook) -> None:
     notebook.wait_for_output(sent, "bandwidth")
     notebook.interrupt()
     ran = notebook.finish(sent)
-    assert not ran.ok
+    # As wherever a cell is interrupted, and without a look into our own code.
+    assert ran.ename == "KeyboardInterrupt"
+    assert ran.evalue.startswith("It was ended on all ranks.")
+    assert "job.py" not in ran.traceback
     total = notebook.ok("%%distributed\nint(mx.distributed.all_sum(mx.array(rank + 1)))")
     assert total.result == "3"

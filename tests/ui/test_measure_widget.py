@@ -241,6 +241,14 @@ def test_curves_are_read_with_the_keyboard_and_the_pointer(page: Page) -> None:
     expect(page.locator("path.cross")).to_have_count(1)
 
 
+def test_what_is_no_line_has_no_half_size(page: Page) -> None:
+    alone(page, page_data(slow(8)))
+    page.get_by_role("tab", name="Curves").click()
+    chart = page.get_by_role("grid", name="time by size")
+    expect(chart.locator("path.fit")).to_have_count(3)
+    expect(chart.locator("circle.half")).to_have_count(2)
+
+
 def test_the_curves_show_bandwidth_and_the_roof(page: Page) -> None:
     alone(page, page_data(measured(4), topology(4), PREDICTED, 1 << 19))
     page.get_by_role("tab", name="Curves").click()

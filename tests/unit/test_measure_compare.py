@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from macluster import UsageError
-from macluster.engine.measure.compare import Changes, compare
+from macluster.engine.measure.compare import Changes, check_measured_on, compare
 from macluster.engine.measure.record import (
     MeasuredRank,
     Measurement,
@@ -202,7 +202,8 @@ def test_a_link_that_is_gone_is_said() -> None:
     ],
 )
 def test_when_the_baseline_was_taken(when: str, said: str) -> None:
-    assert changes(taken(pair(0, 1)), taken(pair(0, 1), when=when)).since == said
+    now = taken(pair(0, 1), when="2026-10-09T18:00:00+00:00")
+    assert changes(now, taken(pair(0, 1), when=when)).since == said
 
 
 @pytest.mark.parametrize(("then", "now"), [("", FRIDAY), ("yesterday", None), (TUESDAY, None)])
@@ -223,10 +224,40 @@ def test_a_page_shows_no_markup_of_others() -> None:
 def test_other_ranks_backends_hosts_and_simulations_are_refused() -> None:
     base = taken(pair(0, 1))
     for other, said in (
-        (attrs.evolve(base, ranks=base.ranks[:2]), "ranks"),
-        (attrs.evolve(base, backend="ring"), "backends"),
-        (attrs.evolve(base, ranks=(MeasuredRank("mini"), *base.ranks[1:])), "hosts"),
-        (attrs.evolve(base, simulated="4 x M3 Ultra"), "simulation"),
+        (attrs.evolve(base, ranks=base.ranks[:2]), "other ranks: 2 there, 3 here"),
+        (attrs.evolve(base, backend="ring"), "other backends: ring there, jaccl here"),
+        (
+            attrs.evolve(base, ranks=(MeasuredRank("mini"), *base.ranks[1:])),
+            "other hosts: mini, studio-1, studio-2 there, studio-0, studio-1, studio-2 here",
+        ),
+        (attrs.evolve(base, simulated="4 x M3 Ultra"), "simulated, and not measured: 4 x M3 Ultra"),
     ):
         with pytest.raises(UsageError, match=said):
             compare(base, other)
+    # It is not the baseline that is to blame.
+    with pytest.raises(UsageError, match="Simulated hosts have no baseline: 4 x M3 Ultra"):
+        compare(attrs.evolve(base, simulated="4 x M3 Ultra"), base)
+
+
+def test_a_host_that_is_not_known_is_no_other_one_and_local_is_no_name() -> None:
+    base = taken(pair(0, 1))
+    check_measured_on(base, "jaccl", ["studio-0.local", "", "studio-2"])
+    with pytest.raises(UsageError, match="studio-0, studio-1, mini here"):
+        check_measured_on(base, "jaccl", ["studio-0.local", "", "mini"])
+
+
+@pytest.mark.parametrize("zone", ["+00:00", ""])
+def test_a_baseline_that_is_newer_is_refused(zone: str) -> None:
+    base = taken(pair(0, 1))
+    newer = taken(pair(0, 1), when=f"2026-10-09T18:00:00{zone}")
+    with pytest.raises(UsageError, match="The baseline is the newer") as caught:
+        compare(base, newer)
+    assert "--load NEWER --against OLDER" in caught.value.do
+    assert compare(newer, base).since == "since Tuesday"
+
+
+def test_where_nothing_was_measured_nothing_is_called_unchanged() -> None:
+    empty = attrs.evolve(taken(), sweeps=())
+    assert changes(empty, empty).sentences == [
+        "Nothing can be compared: the two measurements have no figure in common."
+    ]

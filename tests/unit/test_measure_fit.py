@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from macluster.engine.measure.fit import Fit, fit
-from macluster.engine.units import bytes_text
+from macluster.engine.units import size_label
 
 SIZES = [4 << power for power in range(0, 27, 2)]  # 4 B to 256 MiB
 LATENCY, BANDWIDTH = 31e-6, 6.2e9
@@ -133,7 +133,7 @@ def test_a_curve_that_bends_a_little_is_told_where() -> None:
     found = fit(SIZES, medians, samples)
     assert found is not None
     assert found.worst > 0.5
-    assert f"by {100 * found.worst:.0f} % at {bytes_text(found.worst_size)}" in found.verdict
+    assert f"by {100 * found.worst:.0f} % at {size_label(found.worst_size)}" in found.verdict
 
 
 @pytest.mark.parametrize("factor", [1.5, 2.0, 3.0])
@@ -158,7 +158,7 @@ def test_a_bend_in_the_middle_is_told_from_a_quarter_on() -> None:
         found = fit(SIZES, [line(size) * (factor if size == 65536 else 1) for size in SIZES])
         assert found is not None
         assert found.good
-        assert ("but is off by 40 % at 65.5 kB" in found.verdict) is told
+        assert ("but is off by 40 % at 64 KiB" in found.verdict) is told
 
 
 @pytest.mark.parametrize("bad", [0.0, -1e-6, math.nan, math.inf])
@@ -197,14 +197,14 @@ def test_no_line(sizes: list[int], seconds: list[float]) -> None:
 def test_the_verdict_in_words() -> None:
     good = Fit(31e-6, 6.2e9, 0.01, 0.9919, 14, worst=0.1, worst_size=64)
     assert good.verdict == (
-        "latency 31.0 us, 6.20 GB/s, half of it at 192.2 kB; the line explains 99.1 %"
+        "latency 31.0 us, 6.20 GB/s, half of it at 188 KiB; the line explains 99.1 %"
     )
     slow = Fit(1.3e-3, 115e6, 0.01, 1.0, 14, worst=0.6, worst_size=65536, far=0.1)
     assert slow.verdict == (
-        "latency 1.30 ms, 115 MB/s, half of it at 149.5 kB; the line explains 100.0 %, "
-        "but is off by 60 % at 65.5 kB"
+        "latency 1.30 ms, 115 MB/s, half of it at 146 KiB; the line explains 100.0 %, "
+        "but is off by 60 % at 64 KiB"
     )
     bad = Fit(31e-6, 6.2e9, 0.46, 0.9799, 14, worst=1.2, worst_size=65536)
     assert bad.verdict == (
-        "not a line: off by 46 % in the median, by 120 % at 65.5 kB; the line explains 97.9 %"
+        "not a line: off by 46 % in the median, by 120 % at 64 KiB; the line explains 97.9 %"
     )

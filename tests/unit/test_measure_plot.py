@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from typing import Literal
 
 import attrs
 import numpy as np
@@ -71,7 +72,7 @@ def test_curves_have_points_bands_fits_and_half_sizes() -> None:
     axes = m.plot("curves").axes[0]
     found = curves(axes)
     names = [name for name in found if not name.startswith("_")]
-    assert names == ["all_sum, n½ 112.0 kB", "all_gather, n½ 165.3 kB", "sendrecv, n½ 65.6 kB",
+    assert names == ["all_sum, n½ 109 KiB", "all_gather, n½ 161 KiB", "sendrecv, n½ 64.1 KiB",
                      "barrier"]  # fmt: skip
     sums = found[names[0]]
     assert list(sums.get_xdata()) == list(SIZES)
@@ -97,7 +98,12 @@ def test_wrong_results_and_bad_fits_are_said() -> None:
     m = slow(8)
     found = curves(m.plot("curves").axes[0])
     assert list(found["wrong results"].get_xdata()) == [1 << 18]
-    assert any("bad fit" in name for name in found)
+    # What is no line has no size at which half of its bandwidth is reached.
+    assert "all_gather (not a line)" in found
+    assert "_fit of all_gather" in found
+    assert {name for name in found if name.startswith("_half")} == {
+        "_half of all_sum", "_half of sendrecv",
+    }  # fmt: skip
     assert not any("wrong" in name for name in curves(measured(4).plot("curves").axes[0]))
 
 
@@ -124,6 +130,16 @@ def test_all_of_it_side_by_side_or_in_axes_of_ones_own() -> None:
     assert simulated.get_suptitle() == "simulated: 4 Macs"
 
 
+@pytest.mark.parametrize("what", ["pairs", "curves", "all"])
+def test_in_axes_of_ones_own_a_simulation_is_labelled(what: Literal["pairs", "curves"]) -> None:
+    for simulated, labels in (("4 Macs", 1), ("", 0)):
+        given = Figure().subplots(1, 2 if what == "all" else 1, squeeze=False)[0]
+        attrs.evolve(measured(4), simulated=simulated).plot(what, ax=list(given))
+        for axes in given:
+            texts = [text.get_text() for text in axes.texts]
+            assert texts.count("simulated") == labels
+
+
 def test_what_cannot_be_drawn_is_refused() -> None:
     m = measured(2)
     with pytest.raises(UsageError, match="no plot of 'wires'"):
@@ -133,8 +149,25 @@ def test_what_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(UsageError, match="nothing to draw") as caught:
         attrs.evolve(m, pairs=()).plot("pairs")
     assert caught.value.why == "no pair was measured"
+    with pytest.raises(UsageError, match="nothing to draw") as caught:
+        attrs.evolve(m, pairs=(), sweeps=(), ranks=m.ranks[:1]).plot()
+    assert caught.value.why == "a link takes two ranks, and there was one"
+    assert "%cluster start 2" in caught.value.do
     with pytest.raises(UsageError, match="1 axes for 2 pictures"):
         m.plot(ax=Figure().subplots())
+
+
+def test_a_metric_that_no_pair_has_is_refused() -> None:
+    with pytest.raises(UsageError, match="no part of the negotiated rate to draw") as caught:
+        measured(4).plot("pairs", metric="part_of_rate")
+    assert caught.value.why == "the negotiated rate is not known"
+    assert "topology=world.topology()" in caught.value.do
+    with pytest.raises(UsageError, match="no bandwidth while all pairs send") as caught:
+        attrs.evolve(measured(2), sweeps=()).plot(metric="crowded")
+    assert caught.value.why == "no other pair"
+    rated = Topology(tuple(Node(n, "") for n in range(2)), (Link(0, 1, "rdma", (), 80e9),))
+    drawn = measured(2).plot("pairs", metric="part_of_rate", topology=rated).axes[0]
+    assert len(drawn.texts) == 2
 
 
 @pytest.mark.parametrize("ranks", [2, 17, 24])

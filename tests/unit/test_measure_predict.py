@@ -87,7 +87,7 @@ def test_it_crosses_where_the_two_shapes_cross() -> None:
         size = factor * due.crossing
         assert (mesh.time("all_sum", size) < ring.time("all_sum", size)) is before
     assert due.words == (
-        "From 1.4 MB on, the ring is faster than a mesh with 1 cable to each of the others "
+        "From 1.35 MiB on, the ring is faster than a mesh with 1 cable to each of the others "
         "would be."
     )
     assert (due.ring_cables, due.mesh_cables, due.shared) == (2, 1, False)
@@ -99,7 +99,7 @@ def test_a_ring_may_be_ahead_where_the_mesh_uses_one_cable_of_many() -> None:
     assert due.crossing is None
     assert due.words.startswith("From ")
     assert due.words.endswith(
-        " to 524.3 kB, a ring with 3 cables to each neighbour would be faster."
+        " to 512 KiB, a ring with 3 cables to each neighbour would be faster."
     )
     ring, mesh = (
         simulate(f"3 x M3 Ultra, {shape}, 3 cables") for shape in ("jaccl-ring", "mesh")

@@ -349,3 +349,6 @@ def test_rows_are_flat_and_complete() -> None:
     assert first["fit_half_size"] == m.pairs[0].fit.half_size
     assert (last["crowded_p50"], last["fit_latency"]) == (None, None)
     assert found["sweeps"][0]["busbw"] == m.sweeps[0].points[0].busbw
+    for simulated in ("", "6 x M3 Ultra, ring"):
+        tables = as_rows(attrs.evolve(m, simulated=simulated)).values()
+        assert {row["simulated"] for rows in tables for row in rows} == {simulated}

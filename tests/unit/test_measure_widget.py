@@ -146,6 +146,14 @@ def test_shades_are_in_order_and_letters_on_them_can_be_read() -> None:
 # -- curves ----------------------------------------------------------------------------------------
 
 
+def test_what_is_no_line_has_no_half_size() -> None:
+    figures = {each["key"]: each["fit"]["figures"] for each in page_data(slow(8))["series"][:3]}
+    assert figures["all_gather"][2] == "-"
+    assert "-" not in figures["all_sum"]
+    # A circle marks it, in the saved picture, too.
+    assert [curves_svg(each).count("<circle") for each in (measured(4), slow(8))] == [3, 2]
+
+
 def test_the_page_gets_points_factors_and_fits() -> None:
     m = measured(4)
     data = page_data(m, topology(4), PREDICTED, 4096)
@@ -157,7 +165,7 @@ def test_the_page_gets_points_factors_and_fits() -> None:
     assert sums["points"][0] == [4, pytest.approx(first.time.p50, rel=1e-3),
                                  pytest.approx(first.time.p5, rel=1e-3),
                                  pytest.approx(first.time.p95, rel=1e-3), 64, 0]  # fmt: skip
-    assert sums["fit"]["figures"] == ["25.6 us", "4.37 GB/s", "112.0 kB", "2 %", "0.999"]
+    assert sums["fit"]["figures"] == ["25.6 us", "4.37 GB/s", "109 KiB", "2 %", "0.999"]
     assert sums["fit"]["ranges"] == ["25.1 us - 26.4 us", "4.33 GB/s - 4.42 GB/s"]
     # It carries nothing, so it has no size.
     assert [point[0] for point in barrier["points"]] == [0]

@@ -260,6 +260,12 @@ def test_no_port_is_used_twice() -> None:
     ("text", "words"),
     [
         ("M3 Ultra", "a single host"),
+        ("0", "'0' describes no hosts"),
+        (-1, "'-1' describes no hosts"),
+        ("4x M3 Ultra mesh", "lacks a comma before 'mesh'.\n"),
+        ("2 x M3 Ultra 512GB 10 gbe", 'write "M3 Ultra 512GB, 10 gbe"'),
+        ("2 x M3 Ultra TB5, mesh", "lacks a comma before 'TB5'"),
+        ("2 x M3 Ultra 2 cables", "lacks a comma before '2 cables'"),
         (1, "a single host"),
         ("4 x M9, mesh", "no chip"),
         ("4 x M3 Ultra 96GB, tokenring", "no link"),
@@ -394,11 +400,16 @@ def test_a_ring_measures_neighbours_and_a_switch_the_others_by_tcp() -> None:
     ring = simulate("5 x M4 Max 64GB, ring").measure([64])
     assert [(pair.a, pair.b) for pair in ring.pairs] == [(0, 1), (0, 4), (1, 2), (2, 3), (3, 4)]
     assert {pair.via for pair in ring.pairs} == {"ring"}
-    switch = simulate("5 x M4 Max 64GB, ethernet").measure([64])
-    assert len(switch.pairs) == 10
-    assert {(p.a, p.b) for p in switch.pairs if p.via == "tcp"} == {
-        (0, 2), (0, 3), (1, 3), (1, 4), (2, 4),
-    }  # fmt: skip
+    ethernet = simulate("5 x M4 Max 64GB, ethernet")
+    switch = ethernet.measure([64])
+    near = {(0, 1), (0, 4), (1, 2), (2, 3), (3, 4)}
+    far = {(0, 2), (0, 3), (1, 3), (1, 4), (2, 4)}
+    assert {(p.a, p.b) for p in switch.pairs if p.via == "ring"} == near
+    assert {(p.a, p.b) for p in switch.pairs if p.via == "tcp"} == near | far
+    for link in ethernet.topology().links:
+        assert link.measured is not None
+        both = (link.measured.via, link.plain.via if link.plain else "")
+        assert both == (("ring", "tcp") if (link.a, link.b) in near else ("tcp", ""))
 
 
 def test_equal_pairs_of_many_hosts_share_their_figures() -> None:
@@ -436,10 +447,57 @@ def test_mlx_makes_a_ring_of_a_mesh_with_a_gap() -> None:
     ]  # fmt: skip
     link = macs.LINKS["mesh"]
     assert made.time("all_sum", 4) == pytest.approx(link.latency + 5 * link.hop, rel=1e-3)
+    # That is what it is called, and what is missing is said.
+    assert made.backend == made.topology().backend == made.measure([64]).backend == "jaccl-ring"
+    assert {pair.via for pair in made.measure([64]).pairs} == {"jaccl-ring"}
+    [words] = made.topology().shape.sentences
+    assert words == (
+        "No cable between m3-ultra-1 and m3-ultra-3: jaccl needs a full mesh; a ring is possible. "
+        "Plug en4 of m3-ultra-1 to en3 of m3-ultra-3."
+    )
     broken = made.without(1, 2)
     assert len(broken.topology().links) == 4
-    with pytest.raises(UsageError, match="no world without the cable between hosts 1 and 2"):
+    with pytest.raises(UsageError, match="no world without the cable between hosts 1 and 2") as e:
         broken.measure()
+    assert "order" not in e.value.do
+
+
+def test_a_ring_in_another_order_of_the_hosts_is_named() -> None:
+    made = simulate("4 x M3 Ultra, mesh").without(0, 3)
+    [words] = made.topology().shape.sentences
+    assert "a ring is possible in the order 0, 1, 3, 2 of the ranks." in words
+    for ask in (made.measure, lambda: made.time("all_sum", 4)):
+        with pytest.raises(UsageError, match="without the cable between hosts 0 and 3") as caught:
+            ask()
+        assert "these cables are a ring in the order 0, 1, 3, 2" in caught.value.why
+        assert "hostfile in the order 0, 1, 3, 2" in caught.value.do
+    assert made.backend == "jaccl"  # as asked for: nothing runs
+
+
+@pytest.mark.parametrize(
+    ("text", "bandwidth"),
+    [
+        ("4 x M2 Ultra, ring", "2.75 GB/s"),
+        ("2 x M3 Ultra + 2 x M2 Ultra, ring", "2.75 to 5.5 GB/s"),
+        ("4 x M3 Ultra, mesh", "6.3 GB/s"),
+    ],
+)
+def test_the_bandwidth_that_is_shown_is_the_one_that_is_used(text: str, bandwidth: str) -> None:
+    made = simulate(text)
+    assert f" us, {bandwidth} a cable" in repr(made)
+    pairs = made.measure([64]).pairs
+    ends = [min(each.bandwidth for each in pairs), max(each.bandwidth for each in pairs)]
+    said = [float(each) for each in re.findall(r"\d[.\d]*", bandwidth)]
+    assert ends == pytest.approx([1e9 * said[0], 1e9 * said[-1]], rel=0.03)
+
+
+def test_ports_without_a_cable_are_free() -> None:
+    made = simulate("4 x M3 Ultra, mesh")
+    assert {node.free for node in made.topology().nodes} == {("en6", "en7", "en8")}
+    [first, *_, last] = made.without(0, 3).topology().nodes
+    assert (first.free, last.free) == (("en5", "en6", "en7", "en8"), ("en3", "en6", "en7", "en8"))
+    for text in ("4 x M3 Ultra, 10gbe", 4):
+        assert {node.free for node in simulate(text).topology().nodes} == {None}
 
 
 def test_mlx_uses_all_cables_and_both_directions_for_large_sums() -> None:

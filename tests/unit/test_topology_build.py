@@ -185,7 +185,10 @@ def test_ranks_of_one_host_are_linked_by_loopback() -> None:
     assert [(each.a, each.b, each.kind) for each in topology.links] == [
         (0, 1, "loopback"), (0, 2, "loopback"), (1, 2, "loopback"),
     ]  # fmt: skip
-    assert [node.host for node in topology.nodes] == ["here", "127.0.0.1", "here"]
+    # A rank that has died keeps the name of its host, as the others there say it.
+    assert [node.host for node in topology.nodes] == ["here", "here", "here"]
+    assert [node.own_name for node in topology.nodes] == ["here", "", "here"]
+    assert build(Hostfile.local(1), "ring", {}).nodes[0].host == "127.0.0.1"
     # Two names of one machine; and one machine with two containers.
     same = {0: Facts("a", "boot"), 1: Facts("a", "boot")}
     assert build(two(), "mpi", same).links[0].kind == "loopback"
@@ -238,9 +241,13 @@ def test_what_was_measured_belongs_to_the_link_or_is_one() -> None:
     topology = build(three, "mpi", facts, taken)
     first, second = topology.links
     assert first.measured is not None
+    assert first.plain is not None
+    assert (first.plain.via, second.plain) == ("tcp", None)
     assert (first.kind, first.measured.via) == ("ethernet", "ring")
     assert first.part_of_rate == pytest.approx(8 * 1e9 / 10e9)
     assert (second.kind, second.why) == ("unknown", "bytes were sent there (tcp)")
     assert topology.link(2, 1) is None
     with pytest.raises(UsageError, match="of 4 ranks, and the world has 3"):
         build(three, "mpi", facts, measured(4))
+    with pytest.raises(UsageError, match="simulated, and not measured: 3 x M3 Ultra, mesh"):
+        build(three, "mpi", facts, attrs.evolve(taken, simulated="3 x M3 Ultra, mesh"))

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from macluster.engine.measure.record import Pair
 from macluster.engine.measure.samples import Rate, Timing
 from macluster.engine.topology import order
-from macluster.engine.topology.order import NO_SPEEDS, bandwidths, best_ring, has_ring
+from macluster.engine.topology.order import NO_SPEEDS, ONE_HOST, bandwidths, best_ring, has_ring
 from macluster.engine.topology.topology import Link, Node, Topology
 
 Matrix = npt.NDArray[np.float64]
@@ -249,19 +250,61 @@ def test_speeds_are_measured_or_negotiated_and_it_says_which() -> None:
     first = Link(0, 1, "rdma", negotiated=80e9, measured=pair(0, 1, 6e9, 5e9))
     second = Link(1, 2, "rdma", negotiated=40e9)
     rates, basis = bandwidths(topology(3, first))
-    assert basis == "measured bandwidths"
+    assert basis == "bandwidths measured via tcp"
     assert (rates[0, 1], rates[1, 0], rates[1, 2]) == (6e9, 5e9, 0)
     rates, basis = bandwidths(topology(3, first, second))
     assert basis == "negotiated rates"
     assert (rates[0, 1], rates[2, 1]) == (10e9, 5e9)
     third = Link(0, 2, "ethernet")
     rates, basis = bandwidths(topology(3, first, second, third))
-    assert "where nothing was measured" in basis
+    assert basis == "bandwidths measured via tcp, else negotiated rates, where they are known"
     assert (rates[0, 1], rates[1, 2]) == (6e9, pytest.approx(0.5 * 40e9 / 8))
     assert rates[0, 2] == rates[1, 2]  # of what nothing is known counts as the slowest
     rates, basis = bandwidths(topology(3, Link(0, 1, "loopback"), Link(1, 2, "unknown")))
     assert basis == NO_SPEEDS
     assert rates[0, 1] == rates[1, 2] > 0
+
+
+SLOW = float(1 << 30)  # of which 1 / (1 / SLOW) is the same
+
+
+def ways(own: float, plain: float, size: int = 6, backend: str = "ring") -> Topology:
+    """A link between all ranks: MLX's own bytes/s between neighbours, plain sockets everywhere."""
+    links = []
+    for a, b in itertools.combinations(range(size), 2):
+        socket = pair(a, b, plain, plain)
+        near = b - a in (1, size - 1)
+        both = (attrs.evolve(pair(a, b, own, own), via=backend), socket) if near else (socket, None)
+        links.append(Link(a, b, "thunderbolt", measured=both[0], plain=both[1]))
+    some = tuple(Node(rank, f"mac-{rank}", memory=1, state="ok") for rank in range(size))
+    return Topology(some, tuple(links), backend)
+
+
+def test_links_are_compared_by_one_way_of_sending() -> None:
+    # MLX's ring is slower than a plain socket here, on every cable.
+    mixed = ways(SLOW, 4 * SLOW)
+    rates, basis = bandwidths(mixed)
+    assert basis == "bandwidths measured via tcp"
+    assert set(rates[rates > 0]) == {4 * SLOW}
+    assert mixed.best_ring.is_rank_order
+    assert mixed.shape.sentences == ()
+    # Of two ways that all links have, MLX's own.
+    rates, basis = bandwidths(ways(SLOW, 4 * SLOW, size=3))
+    assert (basis, set(rates[rates > 0])) == ("bandwidths measured via ring", {SLOW})
+    # A plain socket says nothing of RDMA.
+    rates, basis = bandwidths(ways(SLOW, 4 * SLOW, backend="jaccl-ring"))
+    assert basis == "bandwidths measured via jaccl-ring, where they are known"
+    assert set(rates[rates > 0]) == {SLOW}
+
+
+def test_ranks_of_one_host_have_no_better_order() -> None:
+    alone = ways(1e9, 3e9)
+    links = [attrs.evolve(each, kind="loopback") for each in alone.links]
+    links[0] = attrs.evolve(links[0], measured=pair(0, 1, 1e6, 1e6), plain=None)
+    found = attrs.evolve(alone, links=tuple(links))
+    assert found.best_ring.is_rank_order
+    assert (found.best_ring.basis, found.best_ring.slowest) == (ONE_HOST, None)
+    assert found.shape.sentences == ()
 
 
 def test_a_topology_has_a_best_ring() -> None:
@@ -271,6 +314,6 @@ def test_a_topology_has_a_best_ring() -> None:
     ]
     found = topology(4, *links).best_ring
     assert (found.order, found.slowest) == ((0, 2, 1, 3), pytest.approx(6e9))
-    assert found.basis == "measured bandwidths"
+    assert found.basis == "bandwidths measured via tcp"
     unknown = topology(2, Link(0, 1, "unknown")).best_ring
     assert (unknown.order, unknown.slowest, unknown.basis) == ((0, 1), None, NO_SPEEDS)
