@@ -27,6 +27,7 @@ from .errors import (
     RankDied,
     StartError,
     UsageError,
+    WorldError,
 )
 from .files import ClusterFiles, Listing, cluster_file, is_alive, profile_dir, running
 from .forming import Plan, form
@@ -41,6 +42,7 @@ Progress = Callable[[str], None]
 
 DEFAULT_NAME = "macluster"
 STOP_PATIENCE = 2.0  # seconds that a stop waits for another process that mends the world
+CONNECT_TIMEOUT = 5.0  # seconds until the controller of a running cluster must have answered
 START_TIMEOUT = 120.0  # seconds until every rank must have registered
 
 
@@ -461,7 +463,15 @@ class Cluster(ipyparallel.Cluster):
                 do=f"%cluster start 2 --name {name}",
             )
         cluster: Cluster = cls.from_file(str(files.cluster_file))
-        cluster.world = World(cluster, cluster.connect_client_sync(topic=topic))
+        try:
+            client = cluster.connect_client_sync(topic=topic, timeout=CONNECT_TIMEOUT)
+        except TimeoutError:
+            raise WorldError(
+                f"The controller of {name!r} did not answer within {CONNECT_TIMEOUT:.0f} s.",
+                why="it is just being started, it is stopped (SIGSTOP), or the machine is busy",
+                do="try again; `macluster list` shows its process",
+            ) from None
+        cluster.world = World(cluster, client)
         cluster.world.learn()
         return cluster
 

@@ -20,6 +20,8 @@ from IPython.paths import get_ipython_dir
 from .errors import ClusterExists, UsageError
 from .processes import runs
 
+# As patterns: a star would also match what comes behind the number of another cluster's name.
+_NUMBERS = ["[0-9]" * digits for digits in range(1, 9)]
 ORPHAN_TIMEOUT = 20.0  # seconds that a dead owner's cluster gets to end
 
 
@@ -100,10 +102,26 @@ class ClusterFiles:
             f"{folder}/security/macluster-{name}.lock",
             f"{folder}/security/ipcontroller-{name}-client.json",
             f"{folder}/security/ipcontroller-{name}-engine.json",
-            f"{folder}/log/macluster-{name}-rank-[0-9]*.log",
-            f"{folder}/log/ipcontroller-{name}-[0-9]*.log",
             f"{folder}/log/engines{name}.json",
+            *(f"{folder}/log/macluster-{name}-rank-{number}.log" for number in _NUMBERS),
+            *(f"{folder}/log/ipcontroller-{name}-{number}.log" for number in _NUMBERS),
         ]
+
+    @property
+    def logs(self) -> dict[str, Path]:
+        """What each process prints outside of cells: "rank 0" and so on, "controller"."""
+        folder, name = glob.escape(str(self.folder)), glob.escape(self.name)
+        found = {}
+        for kind, start in (("rank", f"macluster-{name}-rank"), ("", f"ipcontroller-{name}")):
+            paths = [
+                path
+                for number in _NUMBERS
+                for path in sorted(glob.glob(f"{folder}/log/{start}-{number}.log"))
+            ]
+            for path in paths:
+                number = path.rpartition("-")[2].removesuffix(".log")
+                found[f"rank {number}" if kind else "controller"] = Path(path)
+        return found
 
     @property
     def gone(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +15,7 @@ from .engine.cell import Cell
 from .engine.cluster import DEFAULT_NAME, Cluster
 from .engine.errors import MaclusterError
 from .engine.hostfile import Hostfile
-from .engine.measure.record import Measurement
+from .engine.measure.record import QUICK, QUICK_HELP, Measurement
 from .engine.plan.planner import plan
 from .engine.reports import abort_text, stacks_text
 from .engine.tables import Table
@@ -21,10 +23,15 @@ from .engine.world import World
 from .serve import add_serve
 from .terminal import BACKEND_HELP
 
+DATA = "\x1e"  # what follows is no text to show: ASCII's record separator
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. The exit code is 1 when it fails, 2 when it makes no sense."""
     options = _parser().parse_args(arguments)
+    if getattr(options, "lines", False):
+        # Whoever runs it may have been started where Ctrl-C is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         options.run(options)
     except MaclusterError as error:
@@ -63,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
     measuring = commands.add_parser("measure", help="measure the links of idle ranks")
     measuring.add_argument("name", nargs="?", default=DEFAULT_NAME, help="of the cluster")
+    measuring.add_argument("--quick", action="store_true", help=QUICK_HELP)
     measuring.add_argument("--save", metavar="FILE", help="as JSON, to compare with later")
     measuring.set_defaults(run=_measure)
     _add_json(measuring)
@@ -102,7 +110,13 @@ def _add_json(command: argparse.ArgumentParser) -> None:
 
 
 def _say(options: argparse.Namespace, words: str, kind: str = "words") -> None:
-    print(json.dumps({kind: words}) if options.lines else words, flush=True)
+    try:
+        print(json.dumps({kind: words}) if options.lines else words, flush=True)
+    except BrokenPipeError:
+        if not options.lines:
+            raise
+        # Whoever wanted to know is gone; what is under way goes on.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _steps(options: argparse.Namespace) -> Callable[[str], None]:
@@ -152,15 +166,13 @@ def _measure(options: argparse.Namespace) -> None:
     cluster = Cluster.connect(options.name)
     world = cluster.running_world
     try:
-        code = (
-            "import json\n"
-            "measured = macluster.measure()\n"
-            "rprint('\\n' + json.dumps(measured.as_json()))\n"
-            "del measured"
-        )
-        cell = _measure_cell(options, world, code)
+        # Binds no name: those of the ranks belong to their user.
+        asked = f"**{QUICK!r}" if options.quick else ""
+        measured = f"__import__('json').dumps(__import__('macluster').measure({asked}).as_json())"
+        cell = _measure_cell(options, world, f"print({DATA!r} + {measured}, flush=True)")
         cell.check()
-        found = Measurement.from_json(json.loads(cell.runs[0].text("stdout").splitlines()[-1]))
+        printed = cell.runs[0].text("stdout").rpartition(DATA)[2]
+        found = Measurement.from_json(json.loads(printed))
     finally:
         cluster.disconnect()
     if options.save:
@@ -172,14 +184,19 @@ def _measure(options: argparse.Namespace) -> None:
 def _measure_cell(options: argparse.Namespace, world: World, code: str) -> Cell:
     """Run it to its end, and say how far it is."""
 
+    shown = True
+
     def show(rank: int, message: dict[str, Any]) -> None:
-        content = message["content"]
-        if rank == 0 and message["header"]["msg_type"] == "stream" and "{" not in content["text"]:
-            step = content["text"].strip()
-            if step and options.lines:
-                _say(options, step, "step")
-            elif step:
-                print(f"\r{step}", end="", file=sys.stderr, flush=True)
+        nonlocal shown
+        if rank != 0 or message["header"]["msg_type"] != "stream" or not shown:
+            return
+        text, data, _ = message["content"]["text"].partition(DATA)
+        shown = not data
+        step = text.strip()
+        if step and options.lines:
+            _say(options, step, "step")
+        elif step:
+            print(f"\r{step}", end="", file=sys.stderr, flush=True)
 
     cell = world.run(code, on_output=show)
     try:

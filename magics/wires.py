@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, line_magic, magics_class
 
 from ..engine.errors import UsageError
-from ..engine.measure.record import LEAST, OPS, Measurement
+from ..engine.measure.record import LEAST, OPS, QUICK, QUICK_HELP, Measurement
 from .arguments import Arguments
 from .quiet import told
 from .session import Session
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..widgets.measure import MeasureView
     from ..widgets.topology import TopologyView
 
-QUICK = 1 << 20  # bytes of the largest collective
 MOST_HOSTS = 1024  # whose pairs are drawn: a million cells take 20 seconds
 PERIOD = 1.0  # seconds between two looks at the ranks
 CABLES = 30.0  # seconds between two looks at the cables, for which a Mac runs programs
@@ -69,9 +68,7 @@ MEASURE.add_argument(
 MEASURE.add_argument(
     "--most", type=_size, metavar="SIZE", help="of the largest collective (default: 256MiB)"
 )
-MEASURE.add_argument(
-    "--quick", action="store_true", help="all_sum up to 1MiB, a barrier, and the links"
-)
+MEASURE.add_argument("--quick", action="store_true", help=QUICK_HELP)
 MEASURE.add_argument("--save", metavar="FILE", help="keep it as JSON")
 MEASURE.add_argument("--load", metavar="FILE", help="show what was saved, and measure nothing")
 MEASURE.add_argument(
@@ -229,7 +226,7 @@ def measure_code(options: argparse.Namespace) -> str:
     """What all ranks run."""
     given: dict[str, Any] = {}
     if options.quick:
-        given |= {"ops": ("all_sum", "barrier"), "most": QUICK}
+        given |= QUICK
     if options.links is not None:
         given["links"] = False if options.links == "none" else options.links
     if options.ops is not None:

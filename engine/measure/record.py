@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FORMAT = "macluster measurement 1"
 OPS = ("all_sum", "all_gather", "sendrecv", "barrier")
 LEAST = 4  # bytes of the smallest collective
+# What takes seconds, and says whether the wires are well.
+QUICK = {"ops": ("all_sum", "barrier"), "most": 1 << 20}
+QUICK_HELP = "all_sum up to 1MiB, a barrier, and the links"
 
 
 @attrs.frozen

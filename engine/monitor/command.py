@@ -6,55 +6,79 @@ it, and what is started must outlive the server.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from .. import errors
 from ..errors import MaclusterError, WorldError
 
 Step = Callable[[str], None]
+Process = subprocess.Popen[str]
 
 
-def command(arguments: Sequence[str], step: Step = lambda _: None, text: str = "") -> str:
-    """Run `macluster` with `--json` and return its last words; `step` is told each step.
+def command(
+    verb: str,
+    arguments: Sequence[str],
+    step: Step = lambda _: None,
+    text: str = "",
+    begun: Callable[[Process], None] = lambda _: None,
+) -> str:
+    """Run a command of `macluster` with `--json` and return its last words.
 
-    `text` is what it reads on standard input.
+    `step` is told each step, `begun` the process; `text` is what it reads on standard input.
 
-    Raises the MaclusterError that the command ended with.
+    Raises the MaclusterError that the command ended with, or OSError when it cannot be run.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "macluster", *arguments, "--json"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
     words, error = "", None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    assert process.stdin is not None
-    with process:
-        process.stdin.write(text)
-        process.stdin.close()
-        for line in process.stdout:
-            said = json.loads(line)
-            if "step" in said:
-                step(said["step"])
-            elif "error" in said:
-                error = said["error"]
-            else:
-                words = said["words"]
-        complaint = process.stderr.read().strip()
+    # A file: a pipe that nobody reads meanwhile could be full.
+    with tempfile.TemporaryFile("w+", errors="replace") as complaints:
+        process = subprocess.Popen(
+            # -P: nothing from the folder that the server happens to be in.
+            [sys.executable, "-P", "-m", "macluster", verb, "--json", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+            start_new_session=True,
+        )
+        begun(process)
+        assert process.stdout is not None
+        assert process.stdin is not None
+        with process:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(text)
+                process.stdin.close()
+            for line in process.stdout:
+                said = _read(line)
+                if "step" in said:
+                    step(said["step"])
+                elif "error" in said:
+                    error = said["error"]
+                elif "words" in said:
+                    words = said["words"]
+        complaints.seek(0)
+        complaint = complaints.read().strip()
     if error is not None:
         kind = getattr(errors, error["kind"], MaclusterError)
         raise kind(error["what"], why=error["why"], do=error["do"])
     if process.returncode != 0:
         raise WorldError(
-            f"`macluster {arguments[0]}` ended with exit code {process.returncode}.",
+            f"`macluster {verb}` ended with exit code {process.returncode}.",
             why=complaint[-1000:] or "it printed nothing; somebody may have killed it",
-            do=f"run it in a terminal: macluster {' '.join(arguments)}",
+            do=f"run it in a terminal: macluster {verb} {' '.join(arguments)}",
         )
     return words
+
+
+def _read(line: str) -> dict[str, Any]:
+    """A line of the command; {} for what a library may have printed."""
+    with contextlib.suppress(ValueError):
+        said = json.loads(line)
+        if isinstance(said, dict):
+            return said
+    return {}

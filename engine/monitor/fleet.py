@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +21,12 @@ from ..errors import (
     HostfileError,
     MaclusterError,
     UsageError,
+    WorldError,
 )
-from ..files import Listing, running
+from ..files import ClusterFiles, Listing, profile_dir, running
 from ..hostfile import Hostfile
-from .command import command
-from .monitor import Monitor
+from .command import Process, command
+from .monitor import Monitor, read_logs
 
 if TYPE_CHECKING:
     from ..measure.record import Measurement
@@ -35,6 +37,7 @@ Hosts = int | str | Sequence[str]
 
 WANTED = 15.0  # seconds for which `want` keeps everything up to date
 LOOK = 1.0  # seconds between two looks at which clusters run
+CALL_OFF = 30.0  # seconds that a start gets to clear up when it is called off
 BACKGROUND = 1.0  # seconds at least between two messages of ranks of a cluster that is not chosen
 
 
@@ -49,6 +52,9 @@ class Task:
     step: str = ""
     since: float = attrs.field(factory=time.time)
     failure: dict[str, Any] | None = None
+    process: Process | None = None
+    called_off: bool = False
+    done: threading.Event = attrs.field(factory=threading.Event)
 
 
 class Fleet:
@@ -65,6 +71,9 @@ class Fleet:
         self._opening: set[str] = set()
         self._listings = _running()
         self._tasks: dict[str, Task] = {}
+        self._failures: dict[tuple[str, str], dict[str, Any]] = {}  # by name and birth
+        self._unreachable: dict[str, str] = {}  # why a cluster that runs cannot be watched
+        self._outlines: dict[str, Any] = {}  # what was last told of each
         self._wanted_until = 0.0
         self._period, self._chosen = 1.0, None
         self._wake = threading.Event()
@@ -91,6 +100,15 @@ class Fleet:
             elif changed:
                 self._wake.set()
 
+    def refresh(self) -> None:
+        """Look now which clusters run."""
+        listings = _running()
+        with self._lock:
+            changed = listings.keys() != self._listings.keys()
+            self._listings = listings
+        if changed:
+            self._on_change()
+
     def _work(self) -> None:
         while True:
             with self._lock:
@@ -102,7 +120,14 @@ class Fleet:
             self._wake.wait(LOOK)
             self._wake.clear()
         for monitor in monitors.values():
-            monitor.close()
+            self._close(monitor)
+
+    def _close(self, monitor: Monitor) -> None:
+        """Let go of a cluster, but not of what has failed there."""
+        if monitor.failure is not None:
+            with self._lock:
+                self._failures[monitor.name, monitor.cluster.birth] = monitor.failure
+        monitor.close()
 
     def _look(self) -> None:
         """Find what is new and what is gone, and have the ranks go on sending."""
@@ -110,6 +135,12 @@ class Fleet:
         with self._lock:
             changed = listings.keys() != self._listings.keys()
             self._listings = listings
+            # Somebody else has started one of that name: the start that failed is history.
+            for name in listings.keys() & self._tasks.keys():
+                if self._tasks[name].failure is not None:
+                    del self._tasks[name]
+            for name in self._unreachable.keys() - listings.keys():
+                del self._unreachable[name]
             gone = [
                 self._monitors.pop(name)
                 for name in list(self._monitors)
@@ -120,22 +151,29 @@ class Fleet:
             monitors = dict(self._monitors)
             period, chosen = self._period, self._chosen
         for monitor in gone:
-            monitor.close()
+            self._close(monitor)
         for name in new:
             _in_thread(self._open, name)
         for name, monitor in monitors.items():
             with contextlib.suppress(MaclusterError):
                 monitor.want(period if name == chosen else max(period, BACKGROUND))
-        if changed or gone:
+        # Silence changes a state, too, and no message tells of it.
+        outlines = {name: _outline(monitor) for name, monitor in monitors.items()}
+        if changed or gone or outlines != self._outlines:
+            self._outlines = outlines
             self._on_change()
 
     def _open(self, name: str) -> None:
-        monitor = None
-        # One that is just being started has no controller yet: the next look tries again.
-        with contextlib.suppress(MaclusterError, OSError, ValueError, KeyError):
-            monitor = Monitor(name, self._on_change)
+        monitor, why = None, ""
+        try:
+            monitor = self._connect(name)
+        except ClusterNotFound:
+            pass  # it is just being started, and has no controller yet
+        except Exception as error:
+            why = error.what if isinstance(error, MaclusterError) else str(error)
         with self._lock:
             self._opening.discard(name)
+            self._unreachable[name] = why
             if monitor is not None and not self._closed and self._worker is not None:
                 self._monitors[name] = monitor
                 monitor.want(self._period)
@@ -143,6 +181,12 @@ class Fleet:
         if monitor is not None:
             monitor.close()
         self._on_change()
+
+    def _connect(self, name: str) -> Monitor:
+        monitor = Monitor(name, self._on_change)
+        with self._lock:
+            monitor.failure = self._failures.get((name, monitor.cluster.birth))
+        return monitor
 
     def close(self) -> None:
         """Let go of everything. The clusters run on."""
@@ -152,6 +196,10 @@ class Fleet:
         self._wake.set()
         if worker is not None:
             worker.join()
+        with self._lock:
+            monitors, self._monitors = self._monitors, {}
+        for monitor in monitors.values():
+            monitor.close()
 
     # -- what there is to see ------------------------------------------------------------------
 
@@ -167,7 +215,7 @@ class Fleet:
                 # It may be stopped in this very moment.
                 with contextlib.suppress(MaclusterError):
                     found = monitor.state()
-            clusters[name] = found or _unknown(listing)
+            clusters[name] = found or _unknown(listing, self._unreachable.get(name, ""))
         for name, task in tasks.items():
             clusters[name] = _with_task(name, clusters.get(name), task)
         return {"clusters": clusters, "default_name": self._free_name(clusters)}
@@ -225,8 +273,8 @@ class Fleet:
             task = Task("start", choice["size"], choice["backend"], choice["reason"])
             self._tasks[name] = task
         by_name = not isinstance(hosts, (int, str))
-        arguments = ["start", "-" if by_name else str(hosts), "--name", name]
-        arguments += ["--backend", backend] if backend else []
+        arguments = ["-" if by_name else str(hosts), f"--name={name}"]
+        arguments += [f"--backend={backend}"] if backend else []
         arguments += ["--checked"] if checked else []
         text = json.dumps(_hostfile(hosts).to_json()) if by_name else ""
         _in_thread(self._carry_out, name, task, arguments, text, True)
@@ -259,19 +307,29 @@ class Fleet:
             task.step = words
             self._on_change()
 
+        def begun(process: Process) -> None:
+            task.process = process
+            if task.called_off:
+                process.send_signal(signal.SIGINT)
+
         self._on_change()
+        kept = False
         try:
-            words = command(arguments, step, text)
-        except MaclusterError as error:
-            if keep_failure:
-                task.failure = {"words": str(error), "at": time.time()}
-                self._on_change()
-                return ""
-            self._forget(name, task)
-            raise
-        self._look()
-        self._forget(name, task)
-        return words
+            return command(task.verb, arguments, step, text, begun)
+        except Exception as error:
+            known = error if isinstance(error, MaclusterError) else _unknown_error(task, error)
+            kept = keep_failure and not task.called_off
+            if not keep_failure:
+                raise known from error
+            if kept:
+                task.failure = {"words": str(known), "at": time.time()}
+            return ""
+        finally:
+            task.done.set()
+            if not kept:
+                self._look()
+                self._forget(name, task)
+            self._on_change()
 
     def _forget(self, name: str, task: Task) -> None:
         with self._lock:
@@ -296,7 +354,7 @@ class Fleet:
 
     def measure(self, name: str) -> str:
         """Measure the links of ranks that are idle."""
-        if self._monitor(name).state()["busy"]:
+        if self._monitor(name).at_work():
             raise UsageError(
                 f"The ranks of {name!r} are busy.",
                 why="a measurement beside a cell would measure the cell, too",
@@ -304,21 +362,48 @@ class Fleet:
             )
         return self._change(name, "measure")
 
+    def _call_off(self, name: str, task: Task) -> str:
+        """End a start that is under way; it clears up after itself."""
+        task.called_off = True
+        if task.process is not None:
+            task.process.send_signal(signal.SIGINT)
+        if not task.done.wait(CALL_OFF):
+            raise WorldError(
+                f"The start of {name!r} does not end.",
+                why=f"it was interrupted {CALL_OFF:.0f} s ago, and still clears up",
+                do=f"wait, or kill its process {task.process.pid if task.process else ''}",
+            )
+        return f"the start of {name!r} was called off"
+
     def _change(self, name: str, verb: str) -> str:
         listing = _running().get(name)
+        with self._lock:
+            task = self._tasks.get(name)
+            starting = task is not None and task.verb == "start" and task.failure is None
+        if task is not None and starting and verb == "stop":
+            return self._call_off(name, task)
         if listing is None:
             raise _not_found(name)
         with self._lock:
             task = self._tasks.get(name)
+            free = task is None or task.failure is not None
             # Whoever waits too long may still abort or stop.
-            if task is not None and (verb not in ("abort", "stop") or task.verb == verb):
+            if (
+                task is not None
+                and not free
+                and (starting or verb not in ("abort", "stop") or task.verb == verb)
+            ):
                 raise ClusterExists(
                     f"{task.verb} of {name!r} is under way.",
                     why=task.step or "it has just begun",
                     do="wait for it, or stop the cluster",
                 )
             task = self._tasks[name] = Task(verb, listing.size, listing.backend)
-        return self._carry_out(name, task, [verb, name])
+            monitor = self._monitors.get(name)
+        with contextlib.ExitStack() as meanwhile:
+            if monitor is not None and verb != "measure":
+                meanwhile.enter_context(monitor.on_purpose())
+            return self._carry_out(name, task, ["--", name])
 
     def interrupt(self, name: str) -> str:
         """Interrupt what runs, on all ranks together where they can."""
@@ -330,7 +415,10 @@ class Fleet:
 
     def logs(self, name: str) -> list[dict[str, str]]:
         """The last lines that each process printed outside of cells: {"name", "text"}."""
-        return self._monitor(name).logs()
+        files = ClusterFiles(profile_dir(), name)
+        if not files.cluster_file.exists():
+            raise _not_found(name)
+        return read_logs(files)
 
     def topology(self, name: str) -> Topology:
         """The ranks and their links."""
@@ -352,15 +440,21 @@ class Fleet:
             return monitor
         if name not in _running():
             raise _not_found(name)
-        monitor = Monitor(name, self._on_change)
+        monitor = self._connect(name)
         with self._lock:
             known = self._monitors.get(name)
-            if known is None or known.gone:
+            taken = known is not None and not known.gone
+            if not taken:
                 self._monitors[name] = monitor
-                monitor.want(self._period)
-                return monitor
-        monitor.close()
-        return known
+        # Kept up to date for a while, and closed after that.
+        self.want(self._period, self._chosen)
+        if known is not None and taken:
+            monitor.close()
+            return known
+        if known is not None:
+            self._close(known)
+        monitor.want(self._period)
+        return monitor
 
 
 def _running() -> dict[str, Listing]:
@@ -372,10 +466,27 @@ def _in_thread(work: Callable[..., Any], *values: Any) -> None:
     threading.Thread(target=work, args=values, name="macluster-fleet", daemon=True).start()
 
 
-def _unknown(listing: Listing) -> dict[str, Any]:
+def _outline(monitor: Monitor) -> Any:
+    """What changes in a state without any message."""
+    with contextlib.suppress(MaclusterError):
+        state = monitor.state()
+        ranks = [rank["state"] for rank in state["ranks"].values()]
+        return state["state"], state["words"], state["failure"], ranks
+    return None
+
+
+def _unknown_error(task: Task, error: Exception) -> WorldError:
+    return WorldError(
+        f"`macluster {task.verb}` could not be carried out.",
+        why=f"{type(error).__name__}: {error}",
+        do="try again; the machine may be short of memory, processes or open files",
+    )
+
+
+def _unknown(listing: Listing, why: str) -> dict[str, Any]:
     """A cluster that runs, or is being started by somebody, and is not connected yet."""
     return _blank(listing.name, listing.size, listing.backend, "") | {
-        "words": "connecting to it",
+        "words": why or "connecting to it",
         "owner": f"process {listing.owner_pid}",
     }
 

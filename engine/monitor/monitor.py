@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from ..cell import RETURN, order_stop
 from ..client import METRICS
 from ..cluster import Cluster
 from ..errors import MaclusterError, UsageError, WorldError
+from ..files import ClusterFiles
 from ..hostfile import describe_ranks
 from ..processes import runs
 from ..reports import stacks_text
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 TERM = 15.0  # seconds for which the ranks are asked to send
 RENEW = 5.0  # seconds after which they are asked again
-SILENCE = 3.0  # seconds, and as many periods, after which a rank counts as silent
+SILENCE, PERIODS = 3.0, 4  # seconds and periods after which a rank counts as silent
 FACTS_AGE = 60.0  # seconds after which the hosts look at their cables again
 PATIENCE = 4.0  # seconds that they get for it
 HOLD_TIMEOUT = 2.0  # seconds for the ranks to say where they can stop; they go on after as many
@@ -63,7 +64,12 @@ class Monitor:
     `on_change` is called, in any thread, when `state` may say something new.
     """
 
-    def __init__(self, name: str, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        name: str,
+        on_change: Callable[[], None] = lambda: None,
+        failure: dict[str, Any] | None = None,
+    ) -> None:
         self.name = name
         self._on_change = on_change
         self._id = uuid.uuid4().hex
@@ -71,10 +77,13 @@ class Monitor:
         self._asking = threading.Lock()  # while ranks are asked what they do not send
         self._heard: dict[int, Heard] = {}
         self._period = 1.0
+        self._slack = (1.0, 0.0)  # a longer period, and until when messages may still come so
         self._asked_at = 0.0
         self._opened_at = time.time()
+        self._expected: dict[int, float] = {}  # since when a rank that is new should be heard
+        self._purposes = 0  # of those who end ranks on purpose
         self._since: tuple[tuple[str, str], float] = (("", ""), time.time())
-        self._failure: dict[str, Any] | None = None
+        self.failure = failure  # {"words", "at"} of the last one
         self._departed: dict[int, float] = {}
         self._watch: Watch | None = None
         self._facts: dict[int, Facts] = {}
@@ -82,7 +91,6 @@ class Monitor:
         self._measurement: tuple[str, Measurement | None] = ("", None)
         self._shards: dict[str, tuple[Any, ShardMap]] = {}
         self.cluster = Cluster.connect(name, topic=METRICS)
-        self._log = Path(self.cluster.profile_dir) / "log"
         client = self.world.client
         client.on_metrics = self._on_metrics
         client.on_departure = self._on_departure
@@ -111,6 +119,8 @@ class Monitor:
         due = now >= self._asked_at + (1.0 if late else RENEW)
         if period == self._period and not due:
             return
+        if period < self._period:
+            self._slack = (self._period, now + SILENCE + PERIODS * self._period)
         self._period, self._asked_at = period, now
         self._ask_for_metrics(TERM)
 
@@ -127,7 +137,13 @@ class Monitor:
     def _age(self, rank: int) -> float:
         """Seconds since a rank was heard of."""
         heard = self._heard.get(rank)
-        return time.time() - (heard.at if heard is not None else self._opened_at)
+        since = self._expected.get(rank, self._opened_at) if heard is None else heard.at
+        return time.time() - since
+
+    def _silent(self, rank: int) -> bool:
+        longer, until = self._slack
+        period = max(self._period, longer) if time.monotonic() < until else self._period
+        return self._age(rank) > SILENCE + PERIODS * period
 
     def _on_metrics(self, content: dict[str, Any]) -> None:
         """A message of a rank (called in the client's IO thread)."""
@@ -152,33 +168,47 @@ class Monitor:
         if failure is None:
             return
         at = now - failure["ago"]
-        if at < self._opened_at - TERM or (self._failure and at <= self._failure["at"] + 0.5):
-            return  # old, or another rank's of the same cell
+        if self.failure and at <= self.failure["at"] + SAME_TIME:
+            return  # an older one, or another rank's of the same cell
         place = f"\nat {failure['place']}" if failure["place"] else ""
         words = f"rank {rank}: {failure['ename']}: {failure['evalue']}{place}"
-        self._failure = {"words": words, "at": at}
+        self.failure = {"words": words, "at": at}
+
+    @contextlib.contextmanager
+    def on_purpose(self) -> Iterator[None]:
+        """While ranks are ended on purpose: these are no deaths."""
+        with self._lock:
+            self._purposes += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._purposes -= 1
 
     def _on_departure(self, rank: int) -> None:
         with self._lock:
-            self._departed[rank] = time.time()
+            if not self._purposes:
+                self._departed[rank] = time.time()
             self._heard.pop(rank, None)
+            self._expected[rank] = time.time()
         self._on_change()
 
     def _note_deaths(self, now: float) -> None:
-        """A rank that ends alone has died; all at once are being restarted or stopped."""
+        """Put ranks that have ended into words. All at once may have been meant."""
         settled = {rank: at for rank, at in self._departed.items() if now - at > SAME_TIME}
         for rank in settled:
             del self._departed[rank]
-        if not settled or (len(settled) == self.world.size > 1):
+        if not settled or self.cluster.files.gone:
             return
         words = f"{describe_ranks(sorted(settled))} died"
-        last = [
-            line
-            for line in self._tail(f"rank-{min(settled)}").splitlines()
-            if line.strip() and not _OWN_LINE.match(line)
-        ]
+        if len(settled) == self.world.size:
+            ranks = "all ranks" if len(settled) > 1 else "rank 0"
+            words = f"{ranks} ended: restarted from elsewhere, or killed"
+        log = self.cluster.files.logs.get(f"rank {min(settled)}")
+        said = _last_lines(log, LOG_LINES) if log is not None else ""
+        last = [line for line in said.splitlines() if line.strip() and not _OWN_LINE.match(line)]
         words += "\nits last output:\n" + "\n".join(last[-DEATH_LINES:]) if last else ""
-        self._failure = {"words": words, "at": max(settled.values())}
+        self.failure = {"words": words, "at": max(settled.values())}
 
     # -- what there is to see ------------------------------------------------------------------
 
@@ -195,7 +225,8 @@ class Monitor:
             str(rank): self._rank(rank, rank in dead or lost is not None, now)
             for rank in world.ranks
         }
-        busy = [rank for rank in world.ranks if ranks[str(rank)]["state"] == "busy"]
+        # One that is silent does what it did when it was heard last.
+        busy = [rank for rank in world.ranks if ranks[str(rank)]["since"] is not None]
         began = [ranks[str(rank)]["since"] for rank in busy]
         serving = next((h.content["serving"] for h in self._heard.values()), "")
         state, words = self._judge(ranks, busy, serving)
@@ -214,7 +245,7 @@ class Monitor:
             "checked": bool(cluster.checked),
             "serving": serving,
             "busy": {"since": min(began), "ranks": busy} if busy else None,
-            "failure": self._failure,
+            "failure": self.failure,
             "ranks": ranks,
             "models": self._models(),
             "measured": self._taken(),
@@ -230,6 +261,8 @@ class Monitor:
         host = self.cluster.hosts.hosts[rank]
         name = socket.gethostname().removesuffix(".local") if host.is_local else host.ssh
         heard = self._heard.get(rank)
+        if dead:
+            self._expected[rank] = now
         found: dict[str, Any] = {
             "rank": rank,
             "host": name,
@@ -248,7 +281,7 @@ class Monitor:
             "tokens": None,
         }
         if heard is None:
-            if not dead and now - self._opened_at > SILENCE + 4 * self._period:
+            if not dead and self._silent(rank):
                 found["state"] = "silent"
             return found
         content = heard.content
@@ -257,7 +290,7 @@ class Monitor:
             return found
         busy = content["elapsed"] is not None
         found["state"] = "busy" if busy else "idle"
-        if now - heard.at > SILENCE + 4 * self._period:
+        if self._silent(rank):
             found["state"] = "silent"
         found["doing"] = (content["place"] or "") if busy else ""
         found["since"] = heard.began
@@ -283,9 +316,10 @@ class Monitor:
         silent = [rank["rank"] for rank in ranks.values() if rank["state"] == "silent"]
         words = ""
         if silent:
-            age = max(self._age(rank) for rank in silent)
+            # In steps, so that it is not news every second.
+            age = 5 * int(max(self._age(rank) for rank in silent) / 5)
             verb = "has" if len(silent) == 1 else "have"
-            words = f"{describe_ranks(silent)} {verb} not been heard of for {age:.0f} s"
+            words = f"{describe_ranks(silent)} {verb} not been heard of for over {age} s"
         if serving:
             return "serving", words
         if busy:
@@ -295,7 +329,7 @@ class Monitor:
 
     def _waiting(self, busy: list[int]) -> str:
         """Who waits for whom, "" when nobody does."""
-        cells = {self._heard[rank].content["cell"] for rank in busy}
+        cells = {self._heard[rank].content["cell"] for rank in busy if rank in self._heard}
         if len(cells) != 1 or None in cells:
             self._watch = None
             return ""
@@ -333,25 +367,18 @@ class Monitor:
         """Where every rank stands, also while a cell runs."""
         return stacks_text(self.world.stacks())
 
-    def logs(self) -> list[dict[str, str]]:
-        """The last lines that each process printed outside of cells."""
-        names = {f"rank {rank}": f"rank-{rank}" for rank in self.world.ranks}
-        logs = [{"name": name, "text": self._tail(file)} for name, file in names.items()]
-        for path in sorted(self._log.glob(f"ipcontroller-{self.name}-[0-9]*.log")):
-            logs.append({"name": "controller", "text": _last_lines(path, LOG_LINES)})
-        return logs
-
-    def _tail(self, name: str, lines: int = LOG_LINES) -> str:
-        return _last_lines(self._log / f"macluster-{self.name}-{name}.log", lines)
+    def at_work(self) -> bool:
+        """Whether ranks do something just now, as they say themselves."""
+        answers = self.world.ask_all("status", timeout=HOLD_TIMEOUT)
+        return len(answers) < self.world.size or any(each["busy"] for each in answers.values())
 
     def interrupt(self) -> str:
         """Interrupt what runs, as Ctrl-C in the notebook that began it would."""
         world = self.world
         cells: dict[str, list[int]] = {}
-        with self._lock:
-            for rank, heard in self._heard.items():
-                if heard.content["cell"] is not None:
-                    cells.setdefault(heard.content["cell"], []).append(rank)
+        for rank, where in world.ask_all("where", timeout=HOLD_TIMEOUT).items():
+            if where["cell"] is not None:
+                cells.setdefault(where["cell"], []).append(rank)
         said = []
         for cell, ranks in cells.items():
             asked = world.interrupt(cell, ranks, "hold", timeout=HOLD_TIMEOUT)
@@ -394,8 +421,10 @@ class Monitor:
         busy = any(heard.began is not None for heard in self._heard.values())
         if known == pids and (busy or time.monotonic() < at + FACTS_AGE):
             return
+        # One that is silent would keep all pictures waiting.
+        asked = [rank for rank in self.world.alive if not self._silent(rank)]
         answers = self.world.ask_all(
-            "topology", {"patience": PATIENCE, "age": FACTS_AGE}, timeout=PATIENCE + 1
+            "topology", {"patience": PATIENCE, "age": FACTS_AGE}, asked, PATIENCE + 1
         )
         self._facts |= {rank: structured(Facts, each["facts"]) for rank, each in answers.items()}
         self._facts_of = (pids, time.monotonic())
@@ -406,9 +435,9 @@ class Monitor:
 
         with self._asking:
             taken = self._taken()
-            if taken and taken != self._measurement[0]:
+            if taken and taken != self._measurement[0] and not self._silent(0):
                 with contextlib.suppress(WorldError):
-                    facts = self.world.ask("measurement")["measurement"]
+                    facts = self.world.ask("measurement", timeout=HOLD_TIMEOUT)["measurement"]
                     self._measurement = (taken, Measurement.from_json(facts))
             found = self._measurement[1]
         return found if found is not None and found.size == self.world.size else None
@@ -443,6 +472,13 @@ class Monitor:
         )
         self._shards[model] = (parts, drawn)
         return drawn
+
+
+def read_logs(files: ClusterFiles) -> list[dict[str, str]]:
+    """The last lines that each process of a cluster printed outside of cells. Asks nobody."""
+    return [
+        {"name": name, "text": _last_lines(path, LOG_LINES)} for name, path in files.logs.items()
+    ]
 
 
 def _last_lines(path: Path, lines: int) -> str:

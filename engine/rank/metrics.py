@@ -26,6 +26,7 @@ from .collectives import collectives
 
 SHORTEST = 0.1  # seconds between two messages
 SLOW = 2.0  # seconds between two looks at what takes a millisecond or more
+LONGEST = 300  # characters of a line of the user's cell
 GPU_LIMIT = 2.0  # seconds for the program that tells how busy the GPU is
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -104,6 +105,7 @@ class Metrics:
         core = sys.modules.get("mlx.core")
         return {
             **where,
+            "place": where["place"] and where["place"][:LONGEST],
             "pid": self._process.pid,
             "rank": self._kernel.engine_id,
             "elapsed": None if work is None else now - work.began,

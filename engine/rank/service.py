@@ -69,6 +69,8 @@ QUESTIONS: dict[str, Handler] = {
 }
 
 
+FAILURE = 1000  # characters of a failure that are kept for whoever watches
+
 # What C++ libraries say when MLX looks for a socket of a ring that it has closed.
 NO_SUCH_SOCKET = ("_Map_base::at", "unordered_map::at: key not found", "map::at:  key not found")
 
@@ -152,7 +154,8 @@ class Service:
         interrupted = content.get("ename") in ("KeyboardInterrupt", "CancelledError")
         if content["status"] == "error" and not content["broken"] and not interrupted:
             keys = ("ename", "evalue", "place")
-            self.main.failure = {key: content.get(key, "") for key in keys}
+            # It is sent again and again, and an exception's text may be megabytes.
+            self.main.failure = {key: str(content.get(key, ""))[:FAILURE] for key in keys}
             self.main.failure["at"] = time.monotonic()
 
     async def _work(self, parent: Message) -> Answer:

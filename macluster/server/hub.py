@@ -39,7 +39,7 @@ WANT = 5.0  # seconds after which the fleet hears again that somebody looks
 REST, LONGEST_REST = 4.0, 10.0
 CLOSING = 5.0  # seconds that the fleet gets to let go of its clusters
 # Threads: for what takes seconds, for what must work even then, and for pictures.
-SLOW, QUICK, PAINTERS = 8, 4, 2
+SLOW, QUICK, PAINTERS = 8, 8, 4
 
 
 class Handle(Protocol):
@@ -154,6 +154,7 @@ class Hub:
         """The state, for somebody without a websocket; it is kept up to date for a while."""
         if self._wanted is None:
             fleet.want(1.0, None)
+        fleet.refresh()
         return fleet.state()
 
     def _made(self) -> Fleet:

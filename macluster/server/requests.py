@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 import attrs
@@ -116,7 +116,8 @@ def on_server(hosts: int | str | list[str], root: str) -> int | str | list[str]:
     """Hosts with a path made whole: it is meant to be seen from the folder of the file browser."""
     if not isinstance(hosts, str):
         return hosts
-    return str(Path(root).expanduser() / Path(hosts).expanduser())
+    # os.path's leaves the name of an unknown user as it is; the hostfile is then not found.
+    return os.path.join(os.path.expanduser(root), os.path.expanduser(hosts))
 
 
 def _check(kind: str, found: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -13,6 +14,8 @@ import pytest
 
 import macluster
 from macluster.engine.errors import ClusterExists, ClusterNotFound, UsageError
+from macluster.engine.files import profile_dir
+from macluster.engine.monitor.command import command
 from macluster.engine.monitor.fleet import Fleet
 from macluster.engine.monitor.monitor import Monitor
 from tests.cluster.models import ENV
@@ -202,6 +205,7 @@ def test_links_are_shown_as_they_were_measured(watcher: Watcher, world: Any) -> 
     assert link.measured is None
     world.run("found = macluster.measure(ops=(), most=1024)").result(MEASURING)
     watcher.until(lambda _: monitor.measurement() is not None)
+    watcher.until(lambda state: all_are(state, "idle"))
     topology = monitor.topology()
     assert topology.links[0].measured is not None
     assert [node.state for node in topology.nodes] == ["ok", "ok"]
@@ -229,13 +233,19 @@ def test_a_rank_that_dies_is_named_and_its_successor_seen(watcher: Watcher, worl
     assert state["words"] == ""
 
 
+def test_words_of_any_length_are_cut(watcher: Watcher, world: Any) -> None:
+    world.run("raise ValueError('x' * 3_000_000)").wait(PATIENCE)
+    state = watcher.until(lambda state: "xxx" in (state["failure"] or {"words": ""})["words"])
+    assert len(state["failure"]["words"]) < 3000
+
+
 # -- all clusters ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def fleet() -> Iterator[Watcher]:
     watcher = Watcher()
-    fleet = Fleet(watcher.tell)
+    fleet = Fleet(lambda: watcher.tell())  # noqa: PLW0108 - a test puts another in its place
     watcher.look, watcher.keep = fleet.state, lambda: fleet.want(PERIOD, None)
     watcher.fleet = fleet  # type: ignore[attr-defined]
     try:
@@ -272,7 +282,8 @@ def test_a_cluster_is_started_aborted_and_stopped_from_outside(fleet: Watcher) -
         fleet.until(
             lambda state: state["clusters"][name]["ranks"]["0"]["pid"] not in (None, before)
         )
-        assert [each["name"] for each in life.logs(name)][:2] == ["rank 0", "rank 1"]
+        assert [each["name"] for each in life.logs(name)] == ["rank 0", "rank 1", "controller"]
+        assert fleet.look()["clusters"][name]["failure"] is None  # they were ended on purpose
         cluster.disconnect()
     finally:
         life.stop(name)
@@ -295,6 +306,75 @@ def test_a_start_that_fails_stays_until_it_is_dismissed(
     assert state["clusters"][name]["failure"]["words"]
     life.dismiss(name)
     assert name not in fleet.look()["clusters"]
+
+
+def test_a_start_is_called_off_by_a_stop(fleet: Watcher) -> None:
+    life: Fleet = fleet.fleet  # type: ignore[attr-defined]
+    name = f"test-called-off-{os.getpid()}"
+    life.start(2, "ring", name)
+    fleet.until(lambda state: "starting" in state["clusters"][name]["words"])
+    assert life.stop(name) == f"the start of {name!r} was called off"
+    fleet.until(lambda state: name not in state["clusters"])
+    assert not list(profile_dir().glob(f"*/*{name}*"))
+
+
+def test_what_cannot_be_carried_out_leaves_no_trace_but_words(
+    fleet: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life: Fleet = fleet.fleet  # type: ignore[attr-defined]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr("macluster.engine.monitor.command.subprocess.Popen", refuse)
+    life.start(2, "ring", "test-refused")
+    state = fleet.until(lambda state: state["clusters"]["test-refused"]["state"] == "broken")
+    assert "too many open files" in state["clusters"]["test-refused"]["failure"]["words"]
+    life.dismiss("test-refused")
+
+
+def test_a_command_may_complain_as_much_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Python then writes megabytes to standard error, more than a pipe holds.
+    monkeypatch.setenv("PYTHONVERBOSE", "1")
+    with pytest.raises(ClusterNotFound):
+        command("stop", ["--", "-no-such-cluster"])
+
+
+def test_measuring_from_outside_leaves_the_names_of_the_ranks_alone(
+    cluster: macluster.Cluster, world: Any
+) -> None:
+    world.run("measured, json = 'mine', 'mine, too'").result(PATIENCE)
+    steps: list[str] = []
+    assert command("measure", ["--quick", cluster.name], steps.append).startswith(
+        "measured 2 ranks in "
+    )
+    assert steps
+    assert "{" not in "".join(steps)
+    kept = world.run("print(measured, json, sep=', ')").result(PATIENCE)
+    assert kept.runs[0].text() == "mine, mine, too\n"
+
+
+def test_silence_is_told_though_no_message_tells_of_it(
+    fleet: Watcher, cluster: macluster.Cluster, world: Any
+) -> None:
+    name = cluster.name
+    fleet.until(lambda state: state["clusters"].get(name, {}).get("state") == "idle")
+    # Native code that holds the interpreter on all ranks.
+    cell = world.run("import ctypes\nctypes.PyDLL(None).sleep(9)")
+    silent = threading.Event()
+
+    def look() -> None:
+        state = fleet.look()["clusters"].get(name, {"state": "", "ranks": {}})
+        if {"silent"} == {rank["state"] for rank in state["ranks"].values()}:
+            silent.set()
+
+    fleet.tell = look  # type: ignore[method-assign]
+    for _ in range(int(PATIENCE)):
+        fleet.keep()
+        if silent.wait(1.0):
+            break
+    assert silent.is_set()
+    cell.wait(PATIENCE)
 
 
 def test_clusters_of_others_are_found(fleet: Watcher, cluster: macluster.Cluster) -> None:

@@ -49,6 +49,7 @@ class StandIn:
         self.begun = threading.Semaphore(0)
         self.threads: set[str] = set()
         self.made = 0
+        self.refreshed = 0
         self.closed = False
 
     def make(self, on_change: Callable[[], None]) -> StandIn:
@@ -67,6 +68,9 @@ class StandIn:
 
     def want(self, period: float, chosen: str | None) -> None:
         self.wants.append((period, chosen))
+
+    def refresh(self) -> None:
+        self.refreshed += 1
 
     def _asked(self, what: str, *arguments: Any) -> None:
         self.asked.append((what, *arguments))
