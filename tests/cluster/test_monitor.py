@@ -30,13 +30,13 @@ class Watcher:
     """Waits for what a monitor or a fleet says."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self.changed = threading.Event()
         self.look: Callable[[], dict[str, Any]] = dict
         self.keep: Callable[[], None] = lambda: None
 
     def tell(self) -> None:
-        with self.changed:
-            self.changed.notify_all()
+        # At once: what comes from the ranks waits meanwhile, and with it what they answer.
+        self.changed.set()
 
     def until(self, condition: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         """The first state that fulfils the condition."""
@@ -47,11 +47,11 @@ class Watcher:
             seen[:] = [self.look()]
             return bool(condition(seen[0]))
 
-        with self.changed:
-            for _ in range(int(PATIENCE / PERIOD)):
-                if holds():
-                    return seen[0]
-                self.changed.wait(PERIOD)
+        for _ in range(int(PATIENCE / PERIOD)):
+            self.changed.clear()
+            if holds():
+                return seen[0]
+            self.changed.wait(PERIOD)
         pytest.fail(f"never seen within {PATIENCE:.0f} s; the last was {seen[0]}")
 
 
