@@ -4,7 +4,6 @@ import ast
 import base64
 import itertools
 import json
-import os
 import re
 import struct
 import time
@@ -17,7 +16,7 @@ import pytest
 
 from tests.cluster.notebook import ANSI, Notebook, Output, comparable
 
-NAME = f"test-notebook-{os.getpid()}"
+NAME = "test-notebook"
 RANKS = 3
 PID = "__import__('os').getpid()"
 SOON = 5.0  # seconds within which an interrupted cell has ended, on a busy machine too
