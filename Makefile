@@ -24,12 +24,11 @@ demo: venv-demo ## run the quickstart notebook here and save what it shows in bu
 lab: venv-demo ## open the notebooks in JupyterLab (more options: make lab ARGS="--port=9999")
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m jupyterlab --ServerApp.root_dir=notebooks $(ARGS)
 
-# Clusters mostly wait, for a failure to be noticed or for time to pass: two at a time.
 # The server tests (an event loop of their own) and the browser tests (Playwright's loop) can not
 # share one process. The browser tests come last: they stand on all the others.
 test: lint ## lint, then every test (one test: .venv/bin/python -m pytest -k NAME)
 	@$(PYTEST) tests/unit -n auto --dist loadgroup
-	@$(PYTEST) tests/cluster -n 2 --dist loadfile
+	@$(PYTEST) tests/cluster
 	@if [ -d tests/server ]; then $(PYTEST) tests/server -p pytest_jupyter.jupyter_server; fi
 	@if [ -d tests/ui ]; then $(PYTEST) tests/ui; fi
 
