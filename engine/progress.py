@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+DATA = "\x1e"  # what a rank prints behind it is no text to show: ASCII's record separator
 WIDTH = 78  # of the line, so that a shorter text covers a longer one
 
 

@@ -17,13 +17,12 @@ from .engine.errors import MaclusterError
 from .engine.hostfile import Hostfile
 from .engine.measure.record import QUICK, QUICK_HELP, Measurement
 from .engine.plan.planner import plan
+from .engine.progress import DATA
 from .engine.reports import abort_text, stacks_text
 from .engine.tables import Table
 from .engine.world import World
 from .serve import add_serve
-from .terminal import BACKEND_HELP
-
-DATA = "\x1e"  # what follows is no text to show: ASCII's record separator
+from .terminal import BACKEND_HELP, run_cell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,14 +182,13 @@ def _measure(options: argparse.Namespace) -> None:
 
 def _measure_cell(options: argparse.Namespace, world: World, code: str) -> Cell:
     """Run it to its end, and say how far it is."""
-
     shown = True
 
-    def show(rank: int, message: dict[str, Any]) -> None:
+    def show(content: dict[str, Any]) -> None:
         nonlocal shown
-        if rank != 0 or message["header"]["msg_type"] != "stream" or not shown:
+        if not shown:
             return
-        text, data, _ = message["content"]["text"].partition(DATA)
+        text, data, _ = content["text"].partition(DATA)
         shown = not data
         step = text.strip()
         if step and options.lines:
@@ -198,12 +196,7 @@ def _measure_cell(options: argparse.Namespace, world: World, code: str) -> Cell:
         elif step:
             print(f"\r{step}", end="", file=sys.stderr, flush=True)
 
-    cell = world.run(code, on_output=show)
-    try:
-        cell.wait()
-    except KeyboardInterrupt:
-        cell.interrupt("you interrupted it")
-    return cell
+    return run_cell(world, code, show)
 
 
 def _start(options: argparse.Namespace) -> None:

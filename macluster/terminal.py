@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from .engine.cell import Cell
@@ -29,6 +30,12 @@ def cluster_name(model: str) -> str:
     return "".join(c if c.isalnum() or c in "-._" else "-" for c in last) or "model"
 
 
+def _print(content: dict[str, Any]) -> None:
+    stream = sys.stderr if content["name"] == "stderr" else sys.stdout
+    stream.write(content["text"])
+    stream.flush()
+
+
 def load_code(options: argparse.Namespace) -> str:
     """What the ranks run to load the model that the command names."""
     strategy = "pipeline" if options.pipeline else "auto"
@@ -39,16 +46,14 @@ def load_code(options: argparse.Namespace) -> str:
     )
 
 
-def run_cell(world: World, code: str) -> Cell:
-    """Run a cell, and print what rank 0 prints while it does. Ctrl-C ends the cell."""
+def run_cell(world: World, code: str, show: Callable[[dict[str, Any]], None] = _print) -> Cell:
+    """Run a cell, and `show` what rank 0 prints while it does. Ctrl-C ends the cell."""
 
-    def show(rank: int, message: dict[str, Any]) -> None:
+    def on_output(rank: int, message: dict[str, Any]) -> None:
         if rank == 0 and message["header"]["msg_type"] == "stream":
-            stream = sys.stderr if message["content"]["name"] == "stderr" else sys.stdout
-            stream.write(message["content"]["text"])
-            stream.flush()
+            show(message["content"])
 
-    cell = world.run(code, on_output=show)
+    cell = world.run(code, on_output=on_output)
     try:
         cell.wait()
     except KeyboardInterrupt:

@@ -7,13 +7,13 @@ from typing import Any
 
 from ..engine.cell import Cell
 from ..engine.errors import CellCancelled
+from ..engine.progress import DATA
 from ..engine.verdict import error_of
 from . import relay
 from .lines import Line, Steps, WaitLine
 from .session import Session
 
 LOOK = 0.3  # seconds between two looks at how far it is
-DATA = "\x1e"  # what follows is no text to show: ASCII's record separator
 
 
 def told(session: Session, expression: str, *, progress: bool = False) -> Any:

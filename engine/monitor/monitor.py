@@ -64,12 +64,7 @@ class Monitor:
     `on_change` is called, in any thread, when `state` may say something new.
     """
 
-    def __init__(
-        self,
-        name: str,
-        on_change: Callable[[], None] = lambda: None,
-        failure: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, name: str, on_change: Callable[[], None] = lambda: None) -> None:
         self.name = name
         self._on_change = on_change
         self._id = uuid.uuid4().hex
@@ -82,8 +77,8 @@ class Monitor:
         self._opened_at = time.time()
         self._expected: dict[int, float] = {}  # since when a rank that is new should be heard
         self._purposes = 0  # of those who end ranks on purpose
-        self._since: tuple[tuple[str, str], float] = (("", ""), time.time())
-        self.failure = failure  # {"words", "at"} of the last one
+        self._since = ("", time.time())  # the state of now, and when it began
+        self.failure: dict[str, Any] | None = None  # {"words", "at"} of the last one
         self._departed: dict[int, float] = {}
         self._watch: Watch | None = None
         self._facts: dict[int, Facts] = {}
@@ -230,8 +225,8 @@ class Monitor:
         began = [ranks[str(rank)]["since"] for rank in busy]
         serving = next((h.content["serving"] for h in self._heard.values()), "")
         state, words = self._judge(ranks, busy, serving)
-        if self._since[0][0] != state:
-            self._since = ((state, words), now)
+        if self._since[0] != state:
+            self._since = (state, now)
         return {
             "name": self.name,
             "backend": cluster.backend_name,

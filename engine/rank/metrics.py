@@ -47,7 +47,7 @@ class Metrics:
         self._slow: dict[str, Any] = {}
         self._slow_at = 0.0
         self._parts: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
-        self._gpu = gpu_reader()
+        self._gpu: Callable[[], float | None] | None = None
 
     def watch(self, watcher: str, seconds: float, period: float) -> None:
         """Send a message every `period` seconds for the next `seconds`; 0 ends it."""
@@ -132,6 +132,9 @@ class Metrics:
         }
 
     def _slowly(self) -> dict[str, Any]:
+        if self._gpu is None:
+            # Not at the start of a rank, which nobody may ever watch.
+            self._gpu = gpu_reader()
         host = psutil.virtual_memory()
         return {
             "memory": {

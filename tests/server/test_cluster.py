@@ -11,6 +11,7 @@ import pytest
 import macluster
 from macluster.engine.files import running
 from tests.cluster.processes import still_there, with_children
+from tests.patches import merged
 
 from .conftest import TIMEOUT
 
@@ -54,19 +55,6 @@ class Screen:
             self.state = merged(self.state, message["patch"])
         elif "traits" in message:
             self.views.append(message["traits"])
-
-
-def merged(target: Any, patch: Any) -> Any:
-    """RFC 7396."""
-    if not isinstance(patch, dict):
-        return patch
-    target = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            target.pop(name, None)
-        else:
-            target[name] = merged(target.get(name), value)
-    return target
 
 
 def ranks(cluster: dict[str, Any], state: str) -> bool:

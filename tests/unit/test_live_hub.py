@@ -22,6 +22,7 @@ from macluster.server.patch import merge_patch, sendable
 from macluster.server.requests import Wish, on_server, read_body, read_wish
 from macluster.server.views import Painter, View, shows
 from macluster.server.workers import Workers
+from tests.patches import merged
 
 TIMEOUT = 60  # seconds
 GB = 1 << 30
@@ -247,19 +248,6 @@ def desk() -> Desk:
 
 
 # -- patches ---------------------------------------------------------------------------------------
-
-
-def merged(target: Any, patch: Any) -> Any:
-    """RFC 7396, word for word."""
-    if not isinstance(patch, dict):
-        return patch
-    target = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            target.pop(name, None)
-        else:
-            target[name] = merged(target.get(name), value)
-    return target
 
 
 def bare(value: Any) -> Any:
